@@ -1,0 +1,18 @@
+"""Redis with bounded failure; see README.md."""
+
+from .client import Redis
+from .config import RedisConfig
+from .errors import RedisCommandFailed, RedisError, RedisTimeout, RedisUnavailable
+from .pubsub import Message
+from .script import Script
+
+__all__ = [
+    "Message",
+    "Redis",
+    "RedisCommandFailed",
+    "RedisConfig",
+    "RedisError",
+    "RedisTimeout",
+    "RedisUnavailable",
+    "Script",
+]

@@ -1,0 +1,52 @@
+"""What can go wrong between us and Redis. The driver's own exception is always the ``__cause__``."""
+
+from __future__ import annotations
+
+from daydo_kernel import DaydoError
+
+
+class RedisError(DaydoError):
+    """Anything :class:`daydo_redis.Redis` raises about Redis."""
+
+
+class RedisUnavailable(
+    RedisError,
+    code=50328,
+    name="redis.unavailable",
+    zh="缓存服务暂时不可用（{reason}），请稍后重试。",
+    en="Redis is unavailable ({reason}); retry shortly.",
+    retryable=True,
+):
+    """No connection, a lost one, a server that is loading or demoted, an open breaker, or no free slot.
+
+    With ``reason`` ``connection lost`` the command may have been carried out; with ``breaker open`` and
+    ``pool exhausted`` it was never sent.
+    """
+
+    reason: str
+
+
+class RedisTimeout(
+    RedisError,
+    code=50428,
+    name="redis.timeout",
+    zh="缓存服务在 {timeout_s} 秒内没有响应，请稍后重试。",
+    en="Redis did not answer within {timeout_s} s; retry shortly.",
+    retryable=True,
+):
+    """The answer did not come in time. The command may have been carried out, or may yet be."""
+
+    timeout_s: float
+
+
+class RedisCommandFailed(
+    RedisError,
+    code=50028,
+    name="redis.command_failed",
+    zh="Redis 拒绝了 {command}：{reason}",
+    en="Redis refused {command}: {reason}",
+):
+    """Redis answered with an error (wrong type, out of memory, a failing script): the call is at fault."""
+
+    command: str
+    reason: str
