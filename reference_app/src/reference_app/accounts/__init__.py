@@ -1,0 +1,1 @@
+"""Who our users are: registration, log-in, profile."""

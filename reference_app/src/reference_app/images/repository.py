@@ -1,0 +1,25 @@
+"""Reads and writes of uploads."""
+
+from __future__ import annotations
+
+from daydo_db import Database
+from daydo_db.piccolo import run
+
+from .tables import Upload
+
+
+class Uploads:
+    """Uploads by owner and id: somebody else's is not found."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def add(self, upload: Upload) -> None:
+        await run(Upload.insert(upload), self._db)
+
+    async def find(self, tenant: str, subject: str, ids: list[str]) -> dict[str, Upload]:
+        if not ids:
+            return {}
+        owned = (Upload.tenant == tenant) & (Upload.subject == subject) & Upload.id.is_in(ids)
+        uploads = await run(Upload.objects().where(owned), self._db)
+        return {upload.id: upload for upload in uploads}

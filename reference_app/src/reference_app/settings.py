@@ -1,0 +1,292 @@
+"""Settings from the environment and ``.env``: all bad values reported at once, each with an example.
+
+``DAYDO_<FIELD>`` sets a field of :class:`Settings`, ``DAYDO_<SECTION>__<FIELD>`` one of a library's
+configuration struct. The environment wins over ``.env``. ``python -m reference_app.settings`` prints
+``.env.example``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from dotenv import dotenv_values
+from msgspec import Meta
+
+from daydo_auth import AuthConfig
+from daydo_db import DatabaseConfig
+from daydo_kernel import Config
+from daydo_observe import ObserveConfig
+from daydo_pipeline import RunsConfig
+from daydo_quota import LedgerConfig
+from daydo_redis import RedisConfig
+
+from .images.config import ImagesConfig
+from .images.workers import ImageWorkersConfig
+
+PREFIX = "DAYDO_"
+SECRET_LENGTH_MIN = 32
+# Names the origin of this kit used; deployments still set them.
+ALIASES = {
+    "DATABASE_URL": "DAYDO_DATABASE_URL",
+    "JWT_SECRET": "DAYDO_JWT_SECRET",
+    "MAX_PIPELINE_CONCURRENCY": "DAYDO_PIPELINE__MAX_PARALLEL",
+    "PORT": "DAYDO_PORT",
+    "REDIS_URL": "DAYDO_REDIS_URL",
+}
+# Read by the test session only; not a misspelt setting.
+FOREIGN = ("DAYDO_TEST_",)
+# Made of other settings, never set by themselves: secrets, and the one upload limit.
+DERIVED = {"DAYDO_AUTH__KEYS", "DAYDO_AUTH__PEPPER", "DAYDO_IMAGE_WORKERS__PHOTO_BYTES_MAX"}
+
+
+class Settings(Config, frozen=True, kw_only=True):
+    """Everything the service can be told. Sections are the libraries' own configuration structs."""
+
+    environment: Annotated[
+        Literal["development", "production"],
+        Meta(description="production refuses to start on a missing or weak secret", examples=["production"]),
+    ] = "development"
+    data_dir: Annotated[
+        str, Meta(description="uploads, results and the embedded database live below it", examples=["/srv/daydo"])
+    ] = ".daydo"
+    database_url: Annotated[
+        str,
+        Meta(
+            description="empty: SQLite below the data folder, migrated at start",
+            examples=["mysql://daydo:password@127.0.0.1:3306/daydo"],
+        ),
+    ] = ""
+    redis_url: Annotated[
+        str,
+        Meta(
+            description="embedded:// is a private server, or one in process; one worker only",
+            examples=["redis://127.0.0.1:6379/0"],
+        ),
+    ] = "embedded://"
+    host: Annotated[str, Meta(description="address to listen on", examples=["0.0.0.0"])] = "127.0.0.1"  # noqa: S104
+    port: Annotated[int, Meta(ge=0, le=65_535, description="0 takes a free one", examples=[8000])] = 8000
+    workers: Annotated[int, Meta(ge=1, le=64, description="processes that share the port", examples=[4])] = 1
+    drain_s: Annotated[
+        float, Meta(gt=0, le=120, description="how long a stop waits for requests under way", examples=[10.0])
+    ] = 10.0
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="least level that is logged", examples=["INFO"])
+    ] = "INFO"
+    jwt_secret: Annotated[
+        str,
+        Meta(
+            description="signs tokens, 32 characters or more; `new,old` rotates; made at first start in development",
+            examples=["run: openssl rand -base64 48"],
+        ),
+    ] = ""
+    password_pepper: Annotated[
+        str,
+        Meta(
+            description="mixed into every password hash; losing it loses all passwords; made in development",
+            examples=["run: openssl rand -base64 48"],
+        ),
+    ] = ""
+    welcome_credits: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="granted once at registration", examples=[100])
+    ] = 100
+    images: ImagesConfig = ImagesConfig()
+    image_workers: ImageWorkersConfig = ImageWorkersConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    redis: RedisConfig = RedisConfig()
+    auth: AuthConfig = AuthConfig()
+    quota: LedgerConfig = LedgerConfig()
+    pipeline: RunsConfig = RunsConfig()
+    observe: ObserveConfig = ObserveConfig(service="daydo")
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).resolve()
+
+    @property
+    def on_embedded_database(self) -> bool:
+        return not self.database_url or self.database_url.startswith("sqlite:")
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_path / 'daydo.db'}"
+
+
+class SettingsInvalid(Exception):
+    """The environment is not usable; the message lists every problem, each with an example."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(["These settings cannot be used:", *(f"  {problem}" for problem in problems)]))
+
+
+def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
+    """Read, check and complete the settings.
+
+    In development, missing secrets are made and kept in ``<data_dir>/development.env`` (mode 0600).
+
+    Raises:
+        SettingsInvalid: any value is unusable, any ``DAYDO_`` name is unknown, or, outside development, a
+            secret is missing or weak.
+    """
+    given = _gather({**dotenv_values(dotenv), **(os.environ if environ is None else environ)})
+    problems = [_unknown(name) for name in given if name not in _names()]
+    values: dict[str, Any] = {}
+    for name, path, hint in _fields(Settings):
+        if name in given and given[name] != "":
+            try:
+                _put(values, path, _parse(given[name], hint))
+            except (msgspec.ValidationError, msgspec.DecodeError) as error:
+                problems.append(f"{name}={_shown(name, given[name])}: {error}; for example {_example(name, hint)}")
+    problems += _complete_secrets(values)
+    problems += _contradictions(values)
+    if problems:
+        raise SettingsInvalid(problems)
+    return msgspec.convert(values, Settings)
+
+
+def env_example() -> str:
+    """The text of ``.env.example``: every setting with its meaning and default, commented out."""
+    lines = ["# Copy to .env and uncomment what you change. `daydo check` tells whether it can work."]
+    section = ""
+    for name, path, hint in _fields(Settings):
+        if len(path) > 1 and path[0] != section:
+            section = path[0]
+            lines += ["", f"# {section}"]
+        if len(path) == 1:
+            lines += ["", f"# {_description(hint)}"]
+        lines.append(f"# {name}={_text(_default(path))}")
+    return "\n".join(lines) + "\n"
+
+
+def signing_keys(jwt_secret: str) -> dict[str, str]:
+    """``new,old`` as key id → secret. The id is a digest, so a rotation needs no bookkeeping."""
+    return {hashlib.sha256(secret.encode()).hexdigest()[:8]: secret for secret in jwt_secret.split(",")}
+
+
+def _gather(environ: Mapping[str, str | None]) -> dict[str, str]:
+    named = {ALIASES[name]: value or "" for name, value in environ.items() if name in ALIASES}
+    ours = {
+        name: value or "" for name, value in environ.items() if name.startswith(PREFIX) and not name.startswith(FOREIGN)
+    }
+    return named | ours
+
+
+def _fields(struct: type[Config], path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """Environment name, path and annotated type of every setting, sections after plain fields."""
+    hints = get_type_hints(struct, include_extras=True)
+    plain = [field for field in struct.__struct_fields__ if not _is_section(hints[field])]
+    for field in plain:
+        name = PREFIX + "__".join((*path, field)).upper()
+        if name not in DERIVED:
+            yield name, (*path, field), hints[field]
+    for field in struct.__struct_fields__:
+        if field not in plain:
+            yield from _fields(hints[field], (*path, field))
+
+
+def _is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Config)
+
+
+def _names() -> set[str]:
+    return {name for name, _, _ in _fields(Settings)}
+
+
+def _parse(text: str, hint: Any) -> Any:
+    try:
+        return msgspec.convert(text, hint, strict=False)
+    except msgspec.ValidationError:
+        # Lists and mappings are written as JSON; anything else was just wrong.
+        if text[:1] not in "[{":
+            raise
+        return msgspec.json.decode(text, type=hint)
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+    values[path[-1]] = value
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, _names(), n=1)
+    return f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _complete_secrets(values: dict[str, Any]) -> list[str]:
+    """Check the secrets, make missing ones in development; the problems found."""
+    problems = []
+    development = values.get("environment", "development") == "development"
+    for field in ("jwt_secret", "password_pepper"):
+        name = PREFIX + field.upper()
+        secret = values.get(field, "")
+        if not secret and development:
+            values[field] = _development_secret(Path(values.get("data_dir", ".daydo")), name)
+        elif not all(len(part) >= SECRET_LENGTH_MIN and len(set(part)) >= 10 for part in secret.split(",")):
+            problems.append(
+                f"{name} is {'weak' if secret else 'missing'}: it needs {SECRET_LENGTH_MIN} random characters; "
+                "for example the output of: openssl rand -base64 48"
+            )
+    return problems
+
+
+def _development_secret(data_dir: Path, name: str) -> str:
+    path = data_dir / "development.env"
+    known = dotenv_values(path).get(name) if path.exists() else None
+    if known:
+        return known
+    secret = secrets.token_urlsafe(48)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "a") as file:
+        file.write(f"{name}={secret}\n")
+    return secret
+
+
+def _contradictions(values: dict[str, Any]) -> list[str]:
+    redis_url = values.get("redis_url", "embedded://")
+    if values.get("workers", 1) > 1 and redis_url.startswith("embedded:"):
+        return ["DAYDO_WORKERS needs a shared Redis; for example DAYDO_REDIS_URL=redis://127.0.0.1:6379/0"]
+    return []
+
+
+def _shown(name: str, value: str) -> str:
+    return "***" if "SECRET" in name or "PEPPER" in name or "://" in value else repr(value)
+
+
+def _example(name: str, hint: Any) -> str:
+    examples = [example for meta in _metas(hint) for example in meta.examples or ()]
+    path = next(path for known, path, _ in _fields(Settings) if known == name)
+    return f"{name}={_text(examples[0] if examples else _default(path))}"
+
+
+def _description(hint: Any) -> str:
+    return next((meta.description for meta in _metas(hint) if meta.description), "")
+
+
+def _metas(hint: Any) -> list[Meta]:
+    return [meta for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, Meta)]
+
+
+def _default(path: tuple[str, ...]) -> Any:
+    value: Any = Settings()
+    for part in path:
+        value = getattr(value, part)
+    return value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+if __name__ == "__main__":
+    print(env_example(), end="")  # noqa: T201

@@ -1,0 +1,99 @@
+"""Settings: everything wrong is said at once, with an example; secrets are never weak outside development."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from reference_app.settings import SettingsInvalid, env_example, load_settings, signing_keys
+
+SECRET = "0123456789abcdefghijklmnopqrstuvwxyz"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"DAYDO_DATA_DIR": str(tmp_path / "data")}
+
+
+def problems_of(environ: dict[str, str]) -> list[str]:
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings(environ, dotenv=Path("/nonexistent"))
+    return caught.value.problems
+
+
+def test_all_bad_values_are_reported_at_once_each_with_an_example(environ):
+    """Three mistakes are three lines, and each line can be copied from."""
+    environ |= {"DAYDO_PORT": "eighty", "DAYDO_WORKERS": "0", "DAYDO_QUOTA__HOLD_TTL_S": "-1"}
+    found = problems_of(environ)
+    assert [problem.split("=")[0] for problem in found] == ["DAYDO_PORT", "DAYDO_WORKERS", "DAYDO_QUOTA__HOLD_TTL_S"]
+    assert "for example DAYDO_PORT=8000" in found[0]
+    assert all("for example" in problem for problem in found)
+
+
+def test_a_misspelt_name_is_refused_and_the_right_one_proposed(environ):
+    """A typo must not silently mean the default."""
+    assert "did you mean DAYDO_WORKERS?" in problems_of(environ | {"DAYDO_WORKER": "2"})[0]
+
+
+def test_section_fields_reach_the_library_configuration(environ):
+    """DAYDO_QUOTA__… sets a field of LedgerConfig."""
+    settings = load_settings(environ | {"DAYDO_QUOTA__HOLD_TTL_S": "77"}, dotenv=Path("/nonexistent"))
+    assert settings.quota.hold_ttl_s == 77.0
+
+
+def test_historical_names_are_accepted(environ):
+    """PORT, JWT_SECRET and MAX_PIPELINE_CONCURRENCY still work; the DAYDO_ name wins where both are set."""
+    settings = load_settings(
+        environ | {"PORT": "9001", "JWT_SECRET": SECRET, "MAX_PIPELINE_CONCURRENCY": "3"}, dotenv=Path("/nonexistent")
+    )
+    assert (settings.port, settings.jwt_secret, settings.pipeline.max_parallel) == (9001, SECRET, 3)
+    both = load_settings(environ | {"PORT": "9001", "DAYDO_PORT": "9002"}, dotenv=Path("/nonexistent"))
+    assert both.port == 9002
+
+
+def test_development_makes_its_secrets_once_in_a_private_file(environ, tmp_path):
+    """The second start reads what the first one made, and nobody else can."""
+    first = load_settings(environ, dotenv=Path("/nonexistent"))
+    second = load_settings(environ, dotenv=Path("/nonexistent"))
+    assert first.jwt_secret == second.jwt_secret
+    assert first.password_pepper == second.password_pepper != first.jwt_secret
+    mode = (tmp_path / "data" / "development.env").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+
+
+@pytest.mark.parametrize("secret", ["", "short", "a" * 64, f"{SECRET},short"])
+def test_production_stops_on_a_missing_or_weak_secret(environ, secret):
+    """Nothing is invented outside development, and the value is not printed."""
+    environ |= {"DAYDO_ENVIRONMENT": "production", "DAYDO_PASSWORD_PEPPER": SECRET, "DAYDO_JWT_SECRET": secret}
+    found = problems_of(environ)
+    assert len(found) == 1
+    assert found[0].startswith("DAYDO_JWT_SECRET is")
+    assert SECRET not in found[0]
+
+
+def test_several_workers_need_a_shared_redis(environ):
+    """The embedded Redis belongs to one process; more workers would each have their own."""
+    assert "DAYDO_REDIS_URL=" in problems_of(environ | {"DAYDO_WORKERS": "2"})[0]
+
+
+def test_the_environment_wins_over_the_dotenv_file(environ, tmp_path):
+    """A file gives defaults, the process's own environment decides."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("DAYDO_PORT=7001\nDAYDO_WELCOME_CREDITS=7\n")
+    settings = load_settings(environ | {"DAYDO_PORT": "7002"}, dotenv=dotenv)
+    assert (settings.port, settings.welcome_credits) == (7002, 7)
+
+
+def test_rotating_the_signing_secret_keeps_the_old_key_for_verification():
+    """The first secret signs; both are known, under ids that do not depend on their order."""
+    old, both = signing_keys("old" * 12), signing_keys("new" * 12 + "," + "old" * 12)
+    assert list(both)[1] in old
+    assert len(both) == 2
+
+
+def test_env_example_is_what_the_settings_say():
+    """Regenerate with: python -m reference_app.settings > .env.example"""
+    assert (ROOT / ".env.example").read_text() == env_example()
