@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import threading
 import time
 
@@ -62,21 +63,24 @@ def test_full_millisecond_moves_to_the_next(monkeypatch: pytest.MonkeyPatch) -> 
     assert FORM.fullmatch(second)
 
 
-def test_threads_never_share_an_id() -> None:
-    """Eight threads make 8,000 different ids, each thread's own ascending."""
-    made: list[list[str]] = [[] for _ in range(8)]
-    start = threading.Barrier(8)
+def test_threads_never_share_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that interrupt each other in the middle of a step make different ids, each thread's own ascending."""
+    frozen = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: frozen)
+    monkeypatch.setattr(secrets, "randbits", lambda _: time.sleep(0) or 0)  # another thread goes on here
+    made: list[list[str]] = [[] for _ in range(4)]
+    start = threading.Barrier(4)
 
     def work(mine: list[str]) -> None:
         start.wait()
-        mine.extend(new_id("run") for _ in range(1_000))
+        mine.extend(new_id("run") for _ in range(500))
 
     threads = [threading.Thread(target=work, args=(mine,)) for mine in made]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({each for mine in made for each in mine}) == 8_000
+    assert len({each for mine in made for each in mine}) == 2_000
     assert all(mine == sorted(mine) for mine in made)
 
 

@@ -39,9 +39,8 @@ class DemoFailed(Exception):
 def run(*, once: bool, image: Path | None) -> int:
     """Take the tour; then exit (``once``) or keep serving until Ctrl-C. Returns the exit status."""
     photo = image or sample_photo()
-    kept = Path(tempfile.mkdtemp(prefix="daydo-demo-"))
     with _service() as url, httpx.Client(base_url=f"{url}/api/v1", timeout=_TASK_TIMEOUT_S) as client:
-        summary = _tour(client, photo, kept)
+        summary = _tour(client, photo)
         summary["url"] = url
         if once:
             print(msgspec.json.encode(summary).decode(), flush=True)  # noqa: T201
@@ -66,7 +65,7 @@ def sample_photo() -> Path:
     return Path(str(found.locate()))
 
 
-def _tour(client: httpx.Client, photo: Path, kept: Path) -> dict[str, Any]:
+def _tour(client: httpx.Client, photo: Path) -> dict[str, Any]:
     email, password = f"demo-{secrets.token_hex(4)}@example.com", f"Demo-{secrets.token_hex(8)}!"
     _say("Register", _call(client, "POST", "/auth/register", json={"email": email, "password": password})["user"]["id"])
     session = _call(client, "POST", "/auth/login", json={"email": email, "password": password})
@@ -83,7 +82,7 @@ def _tour(client: httpx.Client, photo: Path, kept: Path) -> dict[str, Any]:
     status = _follow(client, task["id"])
     if status != "succeeded":
         raise DemoFailed(f"the task ended as {status}: {_call(client, 'GET', '/tasks/' + task['id'])}")
-    result = kept / "cutout.png"
+    result = Path(tempfile.mkdtemp(prefix="daydo-demo-")) / "cutout.png"
     result.write_bytes(client.get(f"/tasks/{task['id']}/result").raise_for_status().content)
     _say("Result", str(result))
     after = _credits(client)

@@ -73,8 +73,8 @@ def compose(settings: Settings) -> Service:
     accounts = Accounts(db, auth, ledger, welcome_credits=settings.welcome_credits)
     images = Images(runs, Uploads(db), files, workers, features, settings.images)
 
-    foundations, services = [db, redis], [ledger, workers, runs]
-    observe = Observe(settings.observe, parts=[*foundations, auth, *services], lines=lines)
+    parts = {"db": db, "redis": redis, "auth": auth, "quota": ledger, "images": workers, "pipeline": runs}
+    observe = Observe(settings.observe, parts=parts, lines=lines)
     api = Router(
         path="/api/v1",
         route_handlers=[
@@ -91,7 +91,8 @@ def compose(settings: Settings) -> Service:
         if settings.on_embedded_database:
             await migrate_schema(settings)
         files.sweep()
-        async with running([*foundations, *services, observe]):
+        # The auth plugin enters its own part, after these.
+        async with running([db, redis, ledger, workers, runs, observe]):
             yield
 
     app = Litestar(

@@ -18,6 +18,7 @@ from .errors import NotStarted
 from .metrics import Metrics
 
 log = logging.getLogger("daydo")
+CANCELLATIONS_MAX = 10
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,10 +76,15 @@ class Part:
             await self._leave()
 
     async def _leave(self) -> None:
-        tasks = [task for task in self._tasks if not task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Again and again: asyncio.wait_for before Python 3.12 can swallow a cancellation.
+        for _ in range(CANCELLATIONS_MAX):
+            if not (tasks := {task for task in self._tasks if not task.done()}):
+                break
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=1.0)
+        else:
+            log.error("%s: tasks do not end: %s", type(self).__name__, [task.get_name() for task in tasks])
         await self._close()
 
     def _require_started(self) -> None:

@@ -10,12 +10,16 @@ _SECRET_KEY = re.compile(
     r"pass(word|wd|phrase)|secret|token|authorization|cookie|api_?key|private_?key|pepper|session_?key|ticket|signature",
     re.IGNORECASE,
 )
-# Order matters: an id card's 18 digits contain runs that look like a phone number.
+# Order matters: an id card's 18 digits contain runs that look like a phone number. Every pattern starts only
+# where a run of its characters starts, or is bounded: hostile text must not cost quadratic time.
 _PATTERNS = (
-    (re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*|(?<=Bearer )\S+"), lambda found: mask_token(found[0])),
-    (re.compile(r"(?<![\w.])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), lambda found: mask_email(found[0])),
+    (re.compile(r"eyJ[\w-]{2,1024}\.[\w-]+\.[\w-]*|(?<=Bearer )\S+"), lambda found: mask_token(found[0])),
+    (re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]+(?:\.[\w-]+)+"), lambda found: mask_email(found[0])),
     (re.compile(r"(?<!\d)\d{17}[\dXx](?![\dXx])"), lambda found: mask_id_card(found[0])),
-    (re.compile(r"(?<!\d)(?:\+?86)?1[3-9]\d{9}(?!\d)"), lambda found: mask_phone(found[0])),
+    (
+        re.compile(r"(?<!\d)(?:(?:\+|00)?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)"),
+        lambda found: mask_phone(found[0].replace(" ", "").replace("-", "")),
+    ),
 )
 
 
@@ -52,7 +56,10 @@ def redact(value: Any) -> Any:
     if isinstance(value, str):
         return redact_text(value)
     if isinstance(value, dict):
-        return {key: HIDDEN if _SECRET_KEY.search(str(key)) else redact(item) for key, item in value.items()}
+        return {
+            redact_text(key) if isinstance(key, str) else key: HIDDEN if _SECRET_KEY.search(str(key)) else redact(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]
     return value

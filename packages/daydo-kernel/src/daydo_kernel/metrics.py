@@ -207,8 +207,10 @@ def merge_snapshots(snapshots: Iterable[list[FamilySnapshot]]) -> list[FamilySna
     cells: dict[str, dict[tuple[str, ...], list[float]]] = {}
     for snapshot in snapshots:
         for family in snapshot:
-            merged[family.name] = family
             known = cells.setdefault(family.name, {})
+            if family.name in merged and merged[family.name].bounds != family.bounds:
+                known.clear()  # buckets that changed between two versions cannot be added; the newer ones win
+            merged[family.name] = family
             for cell in family.cells:
                 known[cell.labels] = _merge(family.merge, known.get(cell.labels), cell.values)
     return [
@@ -218,8 +220,7 @@ def merge_snapshots(snapshots: Iterable[list[FamilySnapshot]]) -> list[FamilySna
 
 
 def _merge(how: Merge, left: list[float] | None, right: list[float]) -> list[float]:
-    # Bucket bounds that changed between two versions of a worker cannot be added; the newer one wins.
-    if left is None or how == "latest" or len(left) != len(right):
+    if left is None or how == "latest":
         return list(right)
     pairs = zip(left, right, strict=True)
     return [max(pair) for pair in pairs] if how == "max" else [a + b for a, b in pairs]

@@ -41,8 +41,11 @@ class WorkerSnapshots:
 
     def __enter__(self) -> Self:
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._directory / f"{self.id}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        # Locked before it is there to be found: a lock that is free belongs to a dead worker.
+        fresh = self._directory / f"{self.id}.new"
+        self._lock = os.open(fresh, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fresh.rename(fresh.with_suffix(".lock"))
         self.write()
         return self
 

@@ -59,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     # Only the closing pipe ends a watchdog: a polite signal to a process group must not orphan the server.
+    # (Handlers that do nothing, not SIG_IGN: the server would inherit that, and could not be stopped politely.)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
     command = [options.argv0 or options.command[0], *options.command[1:]]
     server = subprocess.Popen(command, executable=options.command[0], stdin=subprocess.DEVNULL)
     threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
