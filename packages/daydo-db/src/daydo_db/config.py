@@ -1,0 +1,125 @@
+"""Where the database is and how it is used."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from daydo_kernel import Config
+
+from .tx import MYSQL, SQLITE, Dialect
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+class DatabaseConfig(Config, frozen=True, kw_only=True):
+    """Bounds of a :class:`daydo_db.Database`; the defaults suit a service of a few workers.
+
+    Attributes:
+        pool_max: MySQL connections of this process, at most.
+        pool_min: idle MySQL connections that are kept although nobody needs them.
+        pool_idle_s: an idle connection beyond ``pool_min`` is closed after this.
+        pool_lifetime_s: a connection is replaced after this, so that failovers and new credentials arrive.
+        pool_ping_s: a connection idle for longer is pinged before it is handed out.
+        sqlite_readers: SQLite connections for reads beside the one writer.
+        acquire_timeout_s: wait for a free connection at most this long, then ``PoolTimeout``.
+        connect_timeout_s: for a whole connection set-up: name, TCP, TLS, login, session settings.
+        lock_timeout_s: wait for a row, table or file lock at most this long, then ``LockTimeout``.
+        statement_timeout_s: a statement that runs longer is killed, then ``QueryTimeout``.
+        retry_wait_s: ``run`` waits a random part of this, doubled each time, before it repeats.
+        health_timeout_s: ``health()`` answers within this.
+        drain_s: leaving waits this long for open transactions.
+        tls: speak TLS to MySQL and verify its certificate; a server that offers none is refused.
+        tls_ca_file: trust these authorities instead of the system's.
+    """
+
+    pool_max: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    pool_min: Annotated[int, Meta(ge=0, le=10_000)] = 10
+    pool_idle_s: Seconds = 30.0
+    pool_lifetime_s: Seconds = 1800.0
+    pool_ping_s: Seconds = 5.0
+    sqlite_readers: Annotated[int, Meta(ge=1, le=64)] = 4
+    acquire_timeout_s: Seconds = 10.0
+    connect_timeout_s: Seconds = 5.0
+    lock_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 5.0
+    statement_timeout_s: Seconds = 30.0
+    retry_wait_s: Annotated[float, Meta(ge=0, le=60)] = 0.02
+    health_timeout_s: Seconds = 1.0
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    tls: bool = False
+    tls_ca_file: str = ""
+
+
+class Location(msgspec.Struct, frozen=True, kw_only=True):
+    """A parsed database URL; printing it shows no password.
+
+    ``path`` is SQLite's file, empty for a private temporary one.
+    """
+
+    dialect: Dialect
+    path: str = ""
+    host: str = ""
+    port: int = 3306
+    unix_socket: str = ""
+    user: str = ""
+    password: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        if self.dialect is SQLITE:
+            return f"sqlite:///{self.path}" if self.path else "sqlite://"
+        login = f"{self.user}:***@" if self.password else f"{self.user}@" if self.user else ""
+        socket = f"?unix_socket={self.unix_socket}" if self.unix_socket else ""
+        return f"mysql://{login}{self.host}:{self.port}/{self.name}{socket}"
+
+    __repr__ = __str__
+
+
+def parse_url(url: str) -> Location:
+    """Read ``sqlite:///rel.db``, ``sqlite:////abs.db``, ``sqlite://`` or ``mysql://user:pw@host:3306/name``.
+
+    User, password, name and path are percent-decoded; ``?unix_socket=/path`` goes with ``mysql``.
+
+    Raises:
+        ValueError: it is none of these; the message does not repeat the URL, which may hold a password.
+    """
+    try:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        if parts.scheme == "sqlite":
+            return _sqlite(parts, query)
+        if parts.scheme == "mysql":
+            return _mysql(parts, query)
+    except ValueError as error:
+        raise ValueError(f"database URL: {error}") from None
+    raise ValueError("database URL: it starts with sqlite:// or mysql://")
+
+
+def _sqlite(parts: SplitResult, query: dict[str, str]) -> Location:
+    if parts.netloc or query or parts.fragment:
+        raise ValueError("write sqlite:///relative.db or sqlite:////absolute.db, without host or options")
+    path = unquote(parts.path.removeprefix("/"))
+    if ":memory:" in path:
+        raise ValueError("a database in memory is private to one connection; use sqlite:// (a temporary file)")
+    return Location(dialect=SQLITE, path=path)
+
+
+def _mysql(parts: SplitResult, query: dict[str, str]) -> Location:
+    unix_socket = query.pop("unix_socket", "")
+    if query:
+        raise ValueError(f"unknown option {', '.join(sorted(query))}; only unix_socket is read from the URL")
+    name = unquote(parts.path.removeprefix("/"))
+    if "/" in name or not (parts.hostname or unix_socket):
+        raise ValueError("write mysql://user:password@host:3306/name")
+    return Location(
+        dialect=MYSQL,
+        host=parts.hostname or "localhost",
+        port=parts.port or 3306,
+        unix_socket=unix_socket,
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+        name=name,
+    )

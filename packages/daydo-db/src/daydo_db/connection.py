@@ -1,0 +1,88 @@
+"""What the pool and the transactions need of a connection, whichever engine it speaks to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from daydo_kernel import Counter
+
+from .tx import Dialect, Result, Statement, Value
+
+T = TypeVar("T")
+
+
+class Connection(Protocol):
+    """One connection. Every error it raises is a :class:`daydo_db.DbError`.
+
+    Attributes:
+        born_s: when it was made, on the event loop's clock.
+        usable: False once it is broken; it is then closed instead of being used again.
+        in_transaction: whether the *server* has a transaction open.
+    """
+
+    born_s: float
+
+    @property
+    def usable(self) -> bool: ...
+    @property
+    def in_transaction(self) -> bool: ...
+    async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
+        """Run one statement within ``statement_timeout_s``; when cancelled or timed out, stop it on the server."""
+        ...
+
+    async def script(self, text: str) -> Result:
+        """Run a statement as it stands, without placeholders and without a limit of time."""
+        ...
+
+    async def ping(self) -> bool:
+        """Whether the other end still answers."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it; bounded in time and never raises."""
+        ...
+
+
+class Counters(NamedTuple):
+    """The cells connections count in."""
+
+    ok: Counter
+    failed: Counter
+    kills: Counter
+
+
+class Engine(Protocol):
+    """How connections to one database are made.
+
+    ``version`` is the server's, known once the first connection is made; ``begin`` opens a transaction;
+    ``refused_inside`` holds the verbs that would end or silently commit it.
+    """
+
+    dialect: Dialect
+    version: str
+    begin: Statement
+    refused_inside: frozenset[str]
+
+    async def connect(self, *, writable: bool) -> Connection: ...
+    async def aclose(self) -> None: ...
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` although the calling task is cancelled, then pass the cancellation on.
+
+    For what must not stop half-way, COMMIT first of all; ``work`` bounds its own time. If ``work`` fails its
+    error wins over the cancellation, for it says more.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as stop:
+            cancelled = stop
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

@@ -1,0 +1,278 @@
+"""The noun: a database, and every way of talking to it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from daydo_kernel import Clock, EventSink, Health, Metrics, NoEvents, Part
+
+from .config import DatabaseConfig, Location, parse_url
+from .connection import Connection, Counters, Engine, to_the_end
+from .errors import (
+    CommitUnknown,
+    ConnectionLost,
+    DbError,
+    Deadlock,
+    InsideTransaction,
+    LockTimeout,
+    PoolTimeout,
+    QueryTimeout,
+    StatementFailed,
+    TransactionAborted,
+)
+from .migrate import require_schema
+from .pool import Pool
+from .sqlite import SqliteEngine
+from .transaction import OUTCOMES, Transaction
+from .tx import SQLITE, Dialect, Result, Statement, Tx, Value, check_arguments, compile_statement
+
+T = TypeVar("T")
+
+_RETRIED = (Deadlock, LockTimeout, ConnectionLost)
+_TRIM_EVERY_S = 5.0
+# Alone, each of these would leave a transaction open on a connection that goes back to the pool.
+_REFUSED_ALONE = frozenset(
+    {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "LOCK", "UNLOCK", "XA"}
+)
+
+
+class Database(Part):
+    """``sqlite:///file.db``, ``sqlite://`` (a private temporary file) or ``mysql://user:pw@host:3306/name``.
+
+    ``clock`` stamps migrations, None meaning the database's own; ``events`` hears ``db.migrated``.
+
+    Raises:
+        ValueError: the URL cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        config: DatabaseConfig = DatabaseConfig(),  # noqa: B008 - frozen
+        *,
+        clock: Clock | None = None,
+        events: EventSink | None = None,
+    ) -> None:
+        super().__init__(drain_s=config.drain_s)
+        self.config = config
+        self.clock = clock
+        self.events: EventSink = events if events is not None else NoEvents()
+        self.location: Location = parse_url(url)
+        self.dialect: Dialect = self.location.dialect
+        self._inside: dict[asyncio.Task[Any] | None, Transaction] = {}
+        self._declare_metrics()
+        self._engine = _engine(self.location, config, self._counters)
+        if self.dialect is SQLITE:
+            self._writers = self._pool("writer", 1, keep=1, writable=True)
+            self._readers = self._pool("reader", config.sqlite_readers, keep=config.sqlite_readers, writable=False)
+            self._pools = [self._writers, self._readers]
+        else:
+            self._writers = self._readers = self._pool("main", config.pool_max, keep=config.pool_min, writable=True)
+            self._pools = [self._writers]
+
+    def __repr__(self) -> str:
+        return f"Database({str(self.location)!r})"
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Open a transaction; leaving commits it, an exception rolls it back and passes on.
+
+        MySQL: READ COMMITTED. SQLite: IMMEDIATE on the one writer. A cancellation during COMMIT waits for
+        its answer first. The connection is given back however the block ends.
+
+        Raises:
+            InsideTransaction: this task already has one open here.
+            PoolTimeout, ConnectionLost: no connection.
+            TransactionAborted: the block swallowed an error that had ended the transaction.
+            CommitUnknown: the answer to COMMIT never came.
+        """
+        self._require_started()
+        task = self._require_outside()
+        connection = await self._writers.acquire()
+        tx = self._inside[task] = Transaction(self._engine, connection)
+        try:
+            await tx.begin()
+            yield tx
+            await to_the_end(tx.commit())
+        except BaseException:
+            await to_the_end(tx.rollback())
+            raise
+        finally:
+            del self._inside[task]
+            self._writers.release(connection)
+            self._transactions.cell(tx.outcome).inc()
+            if tx.outcome == "committed":
+                tx.run_callbacks()
+
+    async def execute(self, sql: str, args: Sequence[Value] = ()) -> Result:
+        """One writing statement, committed by itself.
+
+        Raises:
+            InsideTransaction: this task has a transaction open here; use its ``execute``.
+            CommitUnknown: the connection broke, or time ran out, before the answer came.
+            DbError: as :meth:`Tx.execute`.
+        """
+        self._require_started()
+        self._require_outside()
+        statement, args = self._prepare(sql, args)
+        async with self._writers.connection() as connection:
+            try:
+                return await connection.execute(statement, args)
+            except (ConnectionLost, QueryTimeout) as error:
+                raise CommitUnknown() from error
+
+    async def query(self, sql: str, args: Sequence[Value] = ()) -> Result:
+        """One reading statement outside any transaction; it sees what is committed.
+
+        Raises:
+            DbError: as :meth:`Tx.execute`.
+        """
+        self._require_started()
+        statement, args = self._prepare(sql, args)
+        async with self._readers.connection() as connection:
+            return await connection.execute(statement, args)
+
+    async def run(self, fn: Callable[[Tx], Awaitable[T]], *, tx: Tx | None = None, retries: int = 3) -> T:
+        """Call ``fn`` in a transaction; the pattern of every writing call of a library.
+
+        With ``tx`` it is ``await fn(tx)``: the caller's transaction, no retry, no commit. Without, ``fn`` runs in
+        one of its own and runs again, at most ``retries`` times, where the server undid it (``Deadlock``,
+        ``LockTimeout``) or the connection broke before COMMIT. So ``fn`` has no effect outside the database.
+
+        Raises:
+            DbError: as :meth:`transaction`, and whatever ``fn`` raises.
+        """
+        if tx is not None:
+            return await fn(tx)
+        wait_s = self.config.retry_wait_s
+        while True:
+            try:
+                async with self.transaction() as own:
+                    return await fn(own)
+            except DbError as error:
+                if not retries or not _was_undone(error):
+                    raise
+            self._retries.inc()
+            # Jitter, so that two that collided do not collide again; not a secret.
+            await asyncio.sleep(random.uniform(0, wait_s))  # noqa: S311
+            retries, wait_s = retries - 1, wait_s * 2
+
+    async def require_schema(self, package: str) -> None:
+        """Check that the tables of ``package`` are there in this code's version, or a later one.
+
+        Raises:
+            SchemaOutdated: they are not; the message is the command to run.
+        """
+        self._require_started()
+        await require_schema(self, package)
+
+    async def health(self) -> Health:
+        """One ``SELECT 1`` within ``health_timeout_s``. ``degraded`` where only the pool is exhausted."""
+        detail: dict[str, str | int | float] = {
+            "dialect": self.dialect.name,
+            "in_use": self._writers.in_use,
+            "idle": self._writers.idle,
+            "waiting": self._writers.waiting,
+        }
+        if not self._running:
+            return Health(status="down", detail=detail)
+        started_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self.config.health_timeout_s):
+                await self.query("SELECT 1")
+        except (DbError, TimeoutError) as error:
+            exhausted = isinstance(error, TimeoutError | PoolTimeout) and self._readers.in_use == self._readers.size
+            return Health(status="degraded" if exhausted else "down", detail=detail | {"error": type(error).__name__})
+        elapsed_ms = (asyncio.get_running_loop().time() - started_s) * 1000
+        return Health(detail=detail | {"version": self._engine.version, "latency_ms": round(elapsed_ms, 2)})
+
+    @asynccontextmanager
+    async def _dedicated(self) -> AsyncIterator[Connection]:
+        """A writing connection as it is, for the migration runner: autocommit, no transaction."""
+        self._require_started()
+        self._require_outside()
+        async with self._writers.connection() as connection:
+            yield connection
+
+    async def _start(self) -> None:
+        async with self._writers.connection():
+            pass  # A wrong password or an unreachable server shows now, not at the first request.
+        self._spawn(self._trim(), "trim")
+
+    async def _drain(self) -> None:
+        await asyncio.gather(*(pool.drained() for pool in self._pools))
+
+    async def _close(self) -> None:
+        for pool in self._pools:
+            await pool.close()
+        await self._engine.aclose()
+
+    async def _trim(self) -> None:
+        while True:
+            await asyncio.sleep(min(_TRIM_EVERY_S, self.config.pool_idle_s))
+            for pool in self._pools:
+                pool.trim()
+
+    def _prepare(self, sql: str, args: Sequence[Value]) -> tuple[Statement, Sequence[Value]]:
+        statement = compile_statement(self.dialect.name, sql)
+        if statement.verb in _REFUSED_ALONE:
+            raise StatementFailed(
+                reason=f"{statement.verb} outside db.transaction() would stay on a pooled connection",
+                statement=statement.text[:200],
+            )
+        return statement, check_arguments(statement, args)
+
+    def _require_outside(self) -> asyncio.Task[Any] | None:
+        task = asyncio.current_task()
+        if task in self._inside:
+            raise InsideTransaction()
+        return task
+
+    def _pool(self, name: str, size: int, keep: int, writable: bool) -> Pool:
+        pool = Pool(
+            lambda: self._engine.connect(writable=writable),
+            self.config,
+            size=size,
+            keep=keep,
+            observe_wait=self._waits.cell(name).observe,
+        )
+        self._in_use.cell(name).follow(lambda: pool.in_use)
+        self._idle.cell(name).follow(lambda: pool.idle)
+        self._waiting.cell(name).follow(lambda: pool.waiting)
+        return pool
+
+    def _declare_metrics(self) -> None:
+        self.metrics = Metrics("daydo_db")
+        pool = ("pool",)
+        self._in_use = self.metrics.gauge("pool_in_use", "Connections handed out.", pool)
+        self._idle = self.metrics.gauge("pool_idle", "Connections open and free.", pool)
+        self._waiting = self.metrics.gauge("pool_waiting", "Tasks waiting for a connection.", pool)
+        self._waits = self.metrics.histogram("pool_acquire_seconds", "Time until a connection was had.", pool)
+        self._transactions = self.metrics.counter("transactions_total", "Transactions by how they ended.", ("outcome",))
+        for outcome in OUTCOMES:
+            self._transactions.cell(outcome)
+        self._retries = self.metrics.counter("retries_total", "Transactions repeated by run().").cell()
+        statements = self.metrics.counter("statements_total", "Statements sent, by how they ended.", ("outcome",))
+        kills = self.metrics.counter("kills_total", "Statements stopped on the server after a cancellation or timeout.")
+        self._counters = Counters(ok=statements.cell("ok"), failed=statements.cell("failed"), kills=kills.cell())
+
+
+def _was_undone(error: BaseException | None) -> bool:
+    """Whether nothing of the transaction was kept, so that repeating it is right."""
+    return isinstance(error, _RETRIED) or (isinstance(error, TransactionAborted) and _was_undone(error.__cause__))
+
+
+def _engine(location: Location, config: DatabaseConfig, counters: Counters) -> Engine:
+    if location.dialect is SQLITE:
+        return SqliteEngine(location, config, counters)
+    if not location.name:
+        raise ValueError("database URL: name a database, mysql://user:password@host:3306/name")
+    try:
+        from .mysql import MysqlEngine  # noqa: PLC0415 - aiomysql is an extra
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(f"{missing.name}: a mysql:// URL needs pip install 'daydo-db[mysql]'") from missing
+    return MysqlEngine(location, config, counters)

@@ -1,0 +1,149 @@
+"""SQLite: one writer, a few readers beside it, one file.
+
+A transaction is opened IMMEDIATE. A deferred one that reads first and writes later cannot get the write lock
+once another writer has committed, and fails however long it waits; an immediate one waits its turn. Within
+this process the turn is the writer's pool slot, towards other processes it is SQLite's busy timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import aiosqlite
+
+from .config import DatabaseConfig, Location
+from .connection import Counters
+from .errors import ConnectionLost, QueryTimeout, StatementFailed
+from .mapping import from_sqlite
+from .tx import SQLITE, Result, Statement, Value, compile_statement
+
+_CLOSE_S = 5.0
+
+
+class SqliteEngine:
+    """Connections to one file. Without a path it is a private temporary file, removed at the end."""
+
+    dialect = SQLITE
+    begin = compile_statement("sqlite", "BEGIN IMMEDIATE")
+    refused_inside = frozenset({"BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "VACUUM"})
+
+    version = f"SQLite {sqlite3.sqlite_version}"
+
+    def __init__(self, location: Location, config: DatabaseConfig, counters: Counters) -> None:
+        self._path = location.path
+        self._counters = counters
+        self._config = config
+        self._folder: str | None = None
+
+    async def connect(self, *, writable: bool) -> SqliteConnection:
+        if not self._path and self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="daydo-")
+        path = self._path or str(Path(self._folder or "", "daydo.db"))
+        # isolation_level=None: the module opens no transactions of its own.
+        driver = aiosqlite.connect(
+            path, isolation_level=None, timeout=self._config.lock_timeout_s, cached_statements=512
+        )
+        try:
+            await driver
+        except sqlite3.Error as error:
+            raise StatementFailed(reason=f"{error}", statement=f"open {path}") from error
+        connection = SqliteConnection(driver, self._config.statement_timeout_s, self._counters)
+        try:
+            await connection.prepare(writable=writable)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def aclose(self) -> None:
+        if self._folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            self._folder = None
+
+
+class SqliteConnection:
+    """One connection and its thread. All of a statement happens in one visit to that thread."""
+
+    def __init__(self, driver: aiosqlite.Connection, statement_timeout_s: float, counters: Counters) -> None:
+        self._driver = driver
+        self._timeout_s = statement_timeout_s
+        self._counters = counters
+        self._closed = False
+        self.born_s = asyncio.get_running_loop().time()
+
+    @property
+    def usable(self) -> bool:
+        return not self._closed
+
+    @property
+    def in_transaction(self) -> bool:
+        return not self._closed and self._driver.in_transaction
+
+    async def prepare(self, *, writable: bool) -> None:
+        """Session settings. WAL lets readers go on while one writes; FULL keeps a commit through a power cut."""
+        if writable and (await self.script("PRAGMA journal_mode")).rows != [("wal",)]:
+            await self.script("PRAGMA journal_mode=WAL")
+        await self.script("PRAGMA synchronous=FULL")
+        await self.script("PRAGMA foreign_keys=ON")
+        if not writable:
+            await self.script("PRAGMA query_only=ON")
+
+    async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
+        return await self._run(statement, args, self._timeout_s)
+
+    async def script(self, text: str) -> Result:
+        return await self._run(Statement(text, 0, ""), (), None)
+
+    async def ping(self) -> bool:
+        return self.usable
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._driver._conn.interrupt()
+            async with asyncio.timeout(_CLOSE_S):
+                await self._driver.close()
+        except (sqlite3.Error, ValueError, TimeoutError):
+            return  # It is broken already; its thread ends with its last statement.
+
+    async def _run(self, statement: Statement, args: Sequence[Value], timeout_s: float | None) -> Result:
+        if self._closed:
+            raise ConnectionLost()
+        driver, given_up = self._driver._conn, False
+
+        def work() -> Result:
+            return Result() if given_up else _fetch(statement, driver.execute(statement.text, args))
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                # The one private name used here: the public calls would visit the thread once per row set,
+                # column list and count.
+                result = cast("Result", await self._driver._execute(work))  # type: ignore[no-untyped-call]
+        except (TimeoutError, asyncio.CancelledError) as stop:
+            given_up = True
+            driver.interrupt()
+            self._counters.kills.inc()
+            if isinstance(stop, TimeoutError):
+                raise QueryTimeout() from None
+            raise
+        except sqlite3.Error as error:
+            self._counters.failed.inc()
+            raise from_sqlite(error, statement.text) from error
+        self._counters.ok.inc()
+        return result
+
+
+def _fetch(statement: Statement, cursor: sqlite3.Cursor) -> Result:
+    rows = cursor.fetchall()
+    if cursor.description:
+        return Result(tuple(column[0] for column in cursor.description), rows, len(rows))
+    inserted = statement.verb in ("INSERT", "REPLACE") and cursor.rowcount > 0
+    return Result((), [], max(cursor.rowcount, 0), (cursor.lastrowid or 0) if inserted else 0)

@@ -1,0 +1,765 @@
+# ruff: noqa: PT012, S608 - the block that raises is the test; fragments of a dialect belong in statements
+"""For tests, ours and yours: real databases by themselves, and the suites that every back end passes.
+
+A pytest plugin: ``pytest -p daydo_db.testing``. It offers the fixture ``database_url``, a fresh empty database
+per test on SQLite and on each MySQL-like server: those in ``DAYDO_TEST_MYSQL_URL`` (several are separated by
+spaces), else a private MariaDB that lives as long as pytest does, even where pytest is killed. A server that
+cannot be had fails the run; ``--embedded`` asks for SQLite alone. ``@pytest.mark.dialect("mysql")`` keeps a
+test to one dialect.
+
+The suites need pytest-asyncio in auto mode. Subclass them and give the fixtures they name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import getpass
+import os
+import shutil
+import socket
+import sqlite3
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+
+from daydo_kernel import NotStarted, new_id
+from daydo_kernel.watchdog import PrivateServer
+
+from . import errors
+from .config import DatabaseConfig, parse_url
+from .database import Database
+from .transaction import Transaction
+from .tx import DialectName, Result, Tx
+
+URLS_VARIABLE = "DAYDO_TEST_MYSQL_URL"
+_START_S = 60.0
+_LOGS = ("install.log", "server.log")
+_HOW_TO_GET = (
+    "no mariadbd was found on PATH or in /usr/sbin. Install one (apt-get install mariadb-server-core "
+    f"mariadb-client-core), or give a server in {URLS_VARIABLE}=mysql://user:password@host:3306, "
+    "or ask for SQLite alone with --embedded"
+)
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """A server that tests run on; ``url`` names no database. Empty for SQLite."""
+
+    id: str
+    dialect: DialectName
+    version: str
+    url: str = ""
+
+
+_backends = pytest.StashKey[list[Backend]]()
+
+
+# A tmpdir of its own: several servers that share one remove each other's temporary tables.
+_COMMON = '--no-defaults --user="$4" --datadir="$1/data" --tmpdir="$1/tmp" --innodb-log-file-size=8M'
+_INSTALL = (
+    f"mariadb-install-db {_COMMON} --auth-root-authentication-method=normal --skip-test-db --skip-name-resolve"
+    ' >"$1/install.log" 2>&1'
+)
+_SERVE = (
+    f'{_COMMON} --socket="$1/sock" --pid-file="$1/pid" --port="$3" --bind-address=127.0.0.1 --skip-name-resolve '
+    "--innodb-buffer-pool-size=32M --innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=OFF --skip-log-bin "
+    "--performance-schema=OFF --max-connections=400 --key-buffer-size=1M --innodb-flush-method=nosync"
+)
+
+
+class PrivateMariaDB:
+    """A MariaDB of our own on a free port of the loopback, with an empty root password and no durability."""
+
+    def __init__(self, program: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="daydo-mariadb-"))
+        self.port = _free_port()
+        # Under the watchdog from its first moment on, so that a kill during the set-up leaves nothing either.
+        script = f'mkdir "$1/data" "$1/tmp" && {_INSTALL} && exec "$2" {_SERVE}'
+        arguments = ["/bin/sh", "-ec", script, "sh", str(self.folder), program, str(self.port), getpass.getuser()]
+        self._server = PrivateServer(arguments, self.folder)
+        self.url = f"mysql://root@127.0.0.1:{self.port}"
+
+    def wait(self) -> str:
+        """Wait until it answers; its version.
+
+        Raises:
+            RuntimeError: it ended or said nothing for a minute; the message is the end of its log.
+        """
+        deadline, said = time.monotonic() + _START_S, ""
+        while self._server.alive and time.monotonic() < deadline:
+            try:
+                return _version(self.url)
+            except Exception:
+                said = self._said() or said  # The watchdog removes the folder with the log in it.
+                time.sleep(0.05)
+        self.stop()
+        raise RuntimeError(f"the private MariaDB did not start: {said or 'it ended at once'}")
+
+    def _said(self) -> str:
+        try:
+            return "\n".join((self.folder / name).read_text(errors="replace") for name in _LOGS)[-2000:]
+        except OSError:
+            return ""
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("daydo")
+    # daydo_redis.testing declares the same option; the first to come wins.
+    try:
+        group.addoption("--embedded", action="store_true", help="SQLite and the embedded Redis alone")
+    except ValueError:
+        return
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "dialect(name): run on back ends of this dialect only (sqlite, mysql)")
+    if config.option.collectonly or config.option.help:
+        config.stash[_backends] = [Backend("sqlite", "sqlite", "")]
+        return
+    config.stash[_backends] = list(_find_backends(config))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return "databases: " + ", ".join(backend.version for backend in config.stash[_backends])
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_url" in metafunc.fixturenames:
+        wanted = {marker.args[0] for marker in metafunc.definition.iter_markers("dialect")}
+        backends = [backend for backend in metafunc.config.stash[_backends] if not wanted or backend.dialect in wanted]
+        metafunc.parametrize("database_url", backends, ids=[backend.id for backend in backends], indirect=True)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, empty database, removed after the test."""
+    with fresh_database(request.param, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def database_backends(pytestconfig: pytest.Config) -> list[Backend]:
+    """All back ends of this run, for fixtures that live longer than a test; see :func:`fresh_database`."""
+    return pytestconfig.stash[_backends]
+
+
+@contextmanager
+def fresh_database(backend: Backend, folder: Path) -> Iterator[str]:
+    """The URL of an empty database on ``backend``, dropped at the end; SQLite's file is below ``folder``."""
+    if backend.dialect == "sqlite":
+        yield f"sqlite:///{folder / 'daydo.db'}"
+        return
+    name = new_id("daydo_test").lower()
+    _admin(backend.url, f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    try:
+        parts = urlsplit(backend.url)
+        yield parts._replace(path=f"/{name}").geturl()
+    finally:
+        _admin(backend.url, f"DROP DATABASE {name}")
+
+
+def _find_backends(config: pytest.Config) -> Iterator[Backend]:
+    yield Backend("sqlite", "sqlite", f"SQLite {sqlite3.sqlite_version}")
+    if config.option.embedded:
+        return
+    urls = os.environ.get(URLS_VARIABLE, "").split()
+    for position, url in enumerate(urls, 1):
+        try:
+            version = _version(url)
+        except Exception as error:
+            pytest.exit(f"{URLS_VARIABLE}: {parse_url(url)} does not answer: {error}", returncode=1)
+        name = "mariadb" if "MariaDB" in version else "mysql"
+        yield Backend(name if len(urls) == 1 else f"{name}{position}", "mysql", version, url)
+    if not urls:
+        program = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
+        if program is None or shutil.which("mariadb-install-db") is None:
+            pytest.exit(_HOW_TO_GET, returncode=1)
+        server = PrivateMariaDB(program)
+        config.add_cleanup(server.stop)
+        try:
+            version = server.wait()
+        except RuntimeError as error:
+            pytest.exit(str(error), returncode=1)
+        yield Backend("mariadb", "mysql", version, server.url)
+
+
+def _version(url: str) -> str:
+    version = str(_admin(url, "SELECT VERSION()"))
+    return f"MariaDB {version.split('-', maxsplit=1)[0]}" if "MariaDB" in version else f"MySQL {version}"
+
+
+def _admin(url: str, statement: str) -> object:
+    """Run one statement outside any event loop; the first value of its first row, if any."""
+    import pymysql  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
+
+    location = parse_url(url)
+    # A test that left a transaction open must not hang the run when its database is dropped.
+    login: dict[str, Any] = {"user": location.user, "password": location.password}
+    login["init_command"] = "SET SESSION lock_wait_timeout = 10"
+    if location.unix_socket:
+        login["unix_socket"] = location.unix_socket
+    with (
+        closing(pymysql.connect(host=location.host, port=location.port, **login)) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(statement)
+        row = cursor.fetchone()
+        return row[0] if row else None
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class TxConformance:
+    """What every :class:`daydo_db.Tx` keeps to.
+
+    A subclass gives two fixtures: ``observer``, a started Database, and ``open_tx``, a function that returns an
+    async context manager over a transaction on the same database: leaving it commits, an exception rolls back.
+    It may override :meth:`savepoint`.
+    """
+
+    def savepoint(self, tx: Any) -> AbstractAsyncContextManager[Any]:
+        """A part of ``tx`` that can fail alone."""
+        point: AbstractAsyncContextManager[Any] = tx.savepoint()
+        return point
+
+    @pytest.fixture(autouse=True)
+    async def suite_table(self, observer: Database) -> None:
+        for statement in _SUITE_TABLE[observer.dialect.name]:
+            await observer.execute(statement)
+
+    async def test_a_change_shows_to_others_once_it_is_committed(self, observer: Database, open_tx: OpenTx) -> None:
+        """Before the commit others read the old state, afterwards the new."""
+        async with open_tx() as tx:
+            await _add(tx, "a", 1)
+            assert (await tx.execute("SELECT name, n FROM suite_row")).rows == [("a", 1)]
+            assert await _names(observer) == []
+        assert await _names(observer) == ["a"]
+
+    async def test_an_exception_undoes_everything(self, observer: Database, open_tx: OpenTx) -> None:
+        """The exception passes on, nothing is kept."""
+        with pytest.raises(_Stop):
+            async with open_tx() as tx:
+                await _add(tx, "a")
+                raise _Stop
+        assert await _names(observer) == []
+
+    @pytest.mark.parametrize("value", [None, 0, -1, 2**63 - 1, -(2**63), "", "x'\"`\\%s?%%\n\r\0é漢🎈", "' OR 1=1 -- "])
+    async def test_a_value_comes_back_as_it_went(self, open_tx: OpenTx, value: int | str | None) -> None:
+        """Integers and text are bound, not pasted."""
+        n, note = (value, None) if isinstance(value, int) else (None, value)
+        async with open_tx() as tx:
+            await tx.execute("INSERT INTO suite_row (name, n, note) VALUES ('a', ?, ?)", (n, note))
+            assert (await tx.execute("SELECT n, note FROM suite_row WHERE name = ?", ("a",))).rows == [(n, note)]
+
+    async def test_every_byte_survives(self, open_tx: OpenTx) -> None:
+        """Bytes go in and come out unchanged, those that end a literal included."""
+        raw = bytes(range(256)) + b"\\'\"; DROP TABLE suite_row; -- "
+        async with open_tx() as tx:
+            await tx.execute("INSERT INTO suite_row (name, raw) VALUES (?, ?)", ("a", raw))
+            assert (await tx.execute("SELECT raw FROM suite_row WHERE raw = ?", (raw,))).rows == [(raw,)]
+
+    async def test_enum_members_count_as_their_values(self, open_tx: OpenTx) -> None:
+        """A member of an IntEnum or StrEnum, and a bool, is stored as what it stands for."""
+        async with open_tx() as tx:
+            await tx.execute("INSERT INTO suite_row (name, note, n) VALUES (?, ?, ?)", ("a", _Word.RED, _Level.HIGH))
+            await tx.execute("INSERT INTO suite_row (name, n) VALUES (?, ?)", ("b", True))
+            rows = (await tx.execute("SELECT note, n FROM suite_row ORDER BY name")).rows
+        assert rows == [("red", 7), (None, 1)]
+
+    async def test_a_float_keeps_its_bits(self, open_tx: OpenTx) -> None:
+        """Also where its text needs an exponent."""
+        async with open_tx() as tx:
+            for value in (0.1, 1e300, -2.5e-308, 3.0):
+                await tx.execute("DELETE FROM suite_row")
+                await tx.execute("INSERT INTO suite_row (name, share) VALUES ('a', ?)", (value,))
+                assert (await tx.execute("SELECT share FROM suite_row")).rows == [(value,)]
+
+    async def test_marks_in_literals_and_comments_are_text(self, open_tx: OpenTx) -> None:
+        """Only a question mark in the code is a placeholder, and a percent sign is one nowhere."""
+        async with open_tx() as tx:
+            sql = "SELECT '?', '100%', '%s', ? -- why? 5%\n /* 50% of ? */ WHERE 'it''s ?' LIKE 'it%' AND 7 % 4 = ?"
+            assert (await tx.execute(sql, ("x", 3))).rows == [("?", "100%", "%s", "x")]
+
+    @pytest.mark.parametrize("args", [(), (1, 2), (object(),), (bytearray(b"x"),), ([1],)])
+    async def test_wrong_arguments_are_refused_before_anything_is_sent(self, open_tx: OpenTx, args: Any) -> None:
+        """A wrong number or type is a TypeError; the transaction goes on."""
+        async with open_tx() as tx:
+            with pytest.raises(TypeError):
+                await tx.execute("SELECT ?", args)
+            assert (await tx.execute("SELECT ?", (1,))).rows == [(1,)]
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**63, -(2**63) - 1, "\ud800"])
+    async def test_what_no_database_can_hold_is_refused(self, open_tx: OpenTx, value: float | str) -> None:
+        """Not a number, more than 64 bits, half a surrogate: ValueError; the transaction goes on."""
+        async with open_tx() as tx:
+            with pytest.raises(ValueError):  # noqa: PT011 - the codec's own message for a surrogate
+                await tx.execute("SELECT ?", (value,))
+            assert (await tx.execute("SELECT ?", (1,))).rows == [(1,)]
+
+    async def test_a_second_of_the_same_is_a_unique_violation(self, observer: Database, open_tx: OpenTx) -> None:
+        """The transaction goes on, and no message holds the value."""
+        async with open_tx() as tx:
+            await _add(tx, "ann@example.org")
+            with pytest.raises(errors.UniqueViolation) as caught:
+                await _add(tx, "ann@example.org")
+            await _add(tx, "b")
+        assert "name" in str(getattr(caught.value, "constraint", ""))
+        assert "example" not in f"{caught.value} {caught.value.facts}"
+        assert await _names(observer) == ["ann@example.org", "b"]
+
+    async def test_a_missing_or_forbidden_value_is_named(self, open_tx: OpenTx) -> None:
+        """NOT NULL and CHECK are told apart, the column or constraint is named, the transaction goes on."""
+        async with open_tx() as tx:
+            with pytest.raises(errors.NotNullViolation) as missing:
+                await tx.execute("INSERT INTO suite_row (name) VALUES (?)", (None,))
+            with pytest.raises(errors.CheckViolation) as forbidden:
+                await tx.execute("INSERT INTO suite_row (name, share) VALUES ('a', ?)", (-1.0,))
+            await _add(tx, "a")
+        assert (missing.value.constraint, forbidden.value.constraint) == ("name", "suite_share")
+
+    async def test_a_mistake_in_sql_shows_the_statement_without_its_parameters(self, open_tx: OpenTx) -> None:
+        """The driver's exception is the cause, the parameters are nowhere in our message."""
+        async with open_tx() as tx:
+            with pytest.raises(errors.StatementFailed) as caught:
+                await tx.execute("SELEC nonsense, ?", ("secret-8431",))
+        assert "SELEC nonsense" in str(caught.value)
+        assert "8431" not in str(caught.value)
+        assert caught.value.__cause__ is not None
+
+    async def test_several_statements_in_one_text_are_refused(self, observer: Database, open_tx: OpenTx) -> None:
+        """So an injected second statement has nowhere to run."""
+        with pytest.raises(errors.StatementFailed):
+            async with open_tx() as tx:
+                await tx.execute("INSERT INTO suite_row (name) VALUES ('a'); DELETE FROM suite_row")
+        assert await _names(observer) == []
+
+    async def test_a_sum_of_integers_is_an_integer(self, open_tx: OpenTx) -> None:
+        """MySQL's own answer would be a Decimal."""
+        async with open_tx() as tx:
+            await _add(tx, "a", 1)
+            await _add(tx, "b", 2)
+            total = (await tx.execute("SELECT SUM(n) FROM suite_row")).rows[0][0]
+        assert (total, type(total)) == (3, int)
+
+    async def test_results_tell_columns_and_counts(self, open_tx: OpenTx) -> None:
+        """Names for rows, none for a writing statement; rowcount counts rows returned or changed."""
+        async with open_tx() as tx:
+            await _add(tx, "a", 1)
+            await _add(tx, "b", 1)
+            changed = await tx.execute("UPDATE suite_row SET n = n + 1")
+            read = await tx.execute("SELECT name AS who, n FROM suite_row ORDER BY name")
+            none = await tx.execute("DELETE FROM suite_row WHERE name = ?", ("nobody",))
+        assert (changed.columns, changed.rows, changed.rowcount) == ((), [], 2)
+        assert (read.columns, read.rows, read.rowcount) == (("who", "n"), [("a", 2), ("b", 2)], 2)
+        assert none.rowcount == 0
+
+    async def test_the_fragments_of_the_dialect_are_sql(self, open_tx: OpenTx) -> None:
+        """Locks can be asked for, and the database's clock is ours in microseconds."""
+        async with open_tx() as tx:
+            await _add(tx, "a")
+            locked = f"SELECT name FROM suite_row {tx.dialect.for_update}"
+            assert (await tx.execute(locked)).rows == [("a",)]
+            assert (await tx.execute(f"{locked} {tx.dialect.skip_locked}")).rows == [("a",)]
+            now_us = (await tx.execute(f"SELECT {tx.dialect.now_us}")).rows[0][0]
+        assert isinstance(now_us, int)
+        assert abs(now_us - time.time_ns() // 1000) < 60_000_000
+
+    async def test_after_commit_runs_in_order_and_only_then(self, open_tx: OpenTx) -> None:
+        """A function that fails stops neither the others nor the caller."""
+        calls: list[str] = []
+        async with open_tx() as tx:
+            tx.after_commit(lambda: calls.append("first"))
+            tx.after_commit(_fail)
+            tx.after_commit(lambda: calls.append("second"))
+            await _add(tx, "a")
+            assert calls == []
+        assert calls == ["first", "second"]
+
+    async def test_after_commit_takes_no_coroutine_function(self, open_tx: OpenTx) -> None:
+        """It would never be awaited."""
+
+        async def later() -> None: ...
+
+        async with open_tx() as tx:
+            with pytest.raises(TypeError):
+                tx.after_commit(later)  # type: ignore[arg-type]
+
+    async def test_a_rollback_drops_what_was_to_follow_the_commit(self, open_tx: OpenTx) -> None:
+        """Nothing was committed, so nothing follows."""
+        calls: list[str] = []
+        with pytest.raises(_Stop):
+            async with open_tx() as tx:
+                tx.after_commit(lambda: calls.append("never"))
+                raise _Stop
+        assert calls == []
+
+    async def test_a_savepoint_fails_alone(self, observer: Database, open_tx: OpenTx) -> None:
+        """Its statements and its after_commit functions go, those before and after stay."""
+        calls: list[str] = []
+        async with open_tx() as tx:
+            await _add(tx, "before")
+            tx.after_commit(lambda: calls.append("before"))
+            with pytest.raises(_Stop):
+                async with self.savepoint(tx):
+                    await _add(tx, "inside")
+                    tx.after_commit(lambda: calls.append("inside"))
+                    async with self.savepoint(tx):
+                        tx.after_commit(lambda: calls.append("deeper, released, and yet undone"))
+                    raise _Stop
+            async with self.savepoint(tx):
+                await _add(tx, "kept")
+                tx.after_commit(lambda: calls.append("kept"))
+            with pytest.raises(errors.UniqueViolation):
+                async with self.savepoint(tx):
+                    await _add(tx, "before")
+            await _add(tx, "zulu")
+        assert await _names(observer) == ["before", "kept", "zulu"]
+        assert calls == ["before", "kept"]
+
+
+class DatabaseConformance:
+    """What a :class:`daydo_db.Database` keeps to on every back end; needs the fixture ``database_url``."""
+
+    @pytest.fixture
+    async def db(self, database_url: str) -> AsyncIterator[Database]:
+        async with Database(database_url) as db:
+            for statement in _SUITE_TABLE[db.dialect.name]:
+                await db.execute(statement)
+            yield db
+
+    async def test_it_must_be_entered_first(self, database_url: str) -> None:
+        """Every call says so instead of failing somewhere inside."""
+        db = Database(database_url)
+        for call in (db.query("SELECT 1"), db.execute("SELECT 1"), db.run(_nothing)):
+            with pytest.raises(NotStarted):
+                await call
+        assert (await db.health()).status == "down"
+
+    async def test_one_statement_commits_by_itself(self, db: Database) -> None:
+        """rowcount is the rows matched, also where the value was there already; lastrowid is the row's new id."""
+        first = await db.execute("INSERT INTO suite_row (name, n) VALUES (?, ?)", ("a", 1))
+        second = await db.execute("INSERT INTO suite_row (name, n) VALUES (?, ?)", ("b", 1))
+        unchanged = await db.execute("UPDATE suite_row SET n = ?", (1,))
+        assert (first.rowcount, second.lastrowid - first.lastrowid, unchanged.rowcount) == (1, 1, 2)
+        assert (unchanged.lastrowid, (await db.query("SELECT n FROM suite_row")).lastrowid) == (0, 0)
+
+    async def test_foreign_keys_hold(self, db: Database) -> None:
+        """In both directions: no row may point nowhere, and none that is pointed at may go."""
+        row = (await db.execute("INSERT INTO suite_row (name) VALUES ('a')")).lastrowid
+        with pytest.raises(errors.ForeignKeyViolation):
+            await db.execute("INSERT INTO suite_part (row_id) VALUES (?)", (row + 1,))
+        await db.execute("INSERT INTO suite_part (row_id) VALUES (?)", (row,))
+        with pytest.raises(errors.ForeignKeyViolation):
+            await db.execute("DELETE FROM suite_row")
+
+    async def test_writing_without_tx_inside_a_transaction_is_refused_at_once(self, db: Database) -> None:
+        """It would wait for itself. Reading, another task, and the time after are free."""
+        async with db.transaction() as tx:
+            for call in (db.execute("DELETE FROM suite_row"), db.run(_nothing), db.transaction().__aenter__()):
+                with pytest.raises(errors.InsideTransaction):
+                    await call
+            assert (await db.query("SELECT COUNT(*) FROM suite_row")).rows == [(0,)]
+            assert await db.run(_names_in, tx=tx) == []
+        await db.execute("DELETE FROM suite_row")
+
+    async def test_run_with_tx_neither_commits_nor_repeats(self, db: Database) -> None:
+        """The caller's transaction is the caller's."""
+        calls = 0
+
+        async def fail(tx: Tx) -> None:
+            nonlocal calls
+            calls += 1
+            await _add(tx, "a")
+            raise errors.Deadlock()
+
+        with pytest.raises(errors.Deadlock):
+            async with db.transaction() as tx:
+                await db.run(fail, tx=tx)
+        assert (calls, await _names(db)) == (1, [])
+
+    @pytest.mark.parametrize("error", [errors.Deadlock, errors.LockTimeout, errors.ConnectionLost])
+    async def test_run_repeats_what_the_server_undid(self, db: Database, error: type[errors.DbError]) -> None:
+        """Each time from the start, and only the last try is kept."""
+        tries = 0
+
+        async def third_time_lucky(tx: Tx) -> int:
+            nonlocal tries
+            tries += 1
+            await _add(tx, f"try{tries}")
+            if tries < 3:
+                raise error()
+            return tries
+
+        assert await db.run(third_time_lucky) == 3
+        assert await _names(db) == ["try3"]
+
+    async def test_run_gives_up_after_its_retries(self, db: Database) -> None:
+        """And raises the last error."""
+        tries = 0
+
+        async def never(tx: Tx) -> None:
+            nonlocal tries
+            tries += 1
+            raise errors.Deadlock()
+
+        with pytest.raises(errors.Deadlock):
+            await db.run(never, retries=2)
+        assert tries == 3
+
+    @pytest.mark.parametrize("error", [errors.CommitUnknown(), errors.PoolTimeout(waited_s=1.0, size=1), ValueError()])
+    async def test_run_repeats_nothing_else(self, db: Database, error: Exception) -> None:
+        """Least of all what may have been committed."""
+        tries = 0
+
+        async def once(tx: Tx) -> None:
+            nonlocal tries
+            tries += 1
+            raise error
+
+        with pytest.raises(type(error)):
+            await db.run(once)
+        assert tries == 1
+
+    async def test_concurrent_read_modify_write_loses_nothing(self, db: Database) -> None:
+        """Forty tasks add one each; the lock is taken with the read."""
+        await db.execute("INSERT INTO suite_row (name, n) VALUES ('a', 0)")
+
+        async def add_one(tx: Tx) -> None:
+            sql = f"SELECT n FROM suite_row WHERE name = ? {tx.dialect.for_update}"
+            ((n,),) = (await tx.execute(sql, ("a",))).rows
+            await tx.execute("UPDATE suite_row SET n = ? WHERE name = ?", (n + 1, "a"))
+
+        await asyncio.gather(*(db.run(add_one) for _ in range(40)))
+        assert (await db.query("SELECT n FROM suite_row")).rows == [(40,)]
+
+    async def test_tasks_may_share_a_transaction(self, db: Database) -> None:
+        """Their statements take turns on the one connection."""
+        async with db.transaction() as tx:
+            await asyncio.gather(*(_add(tx, f"{number:02}") for number in range(20)))
+        assert len(await _names(db)) == 20
+
+    async def test_a_transaction_that_was_left_refuses(self, db: Database) -> None:
+        """Its connection belongs to someone else by now."""
+        async with db.transaction() as tx:
+            pass
+        with pytest.raises(errors.TransactionAborted):
+            await tx.execute("SELECT 1")
+        with pytest.raises(errors.TransactionAborted):
+            tx.after_commit(lambda: None)
+
+    @pytest.mark.parametrize("verb", ["BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT x", "RELEASE SAVEPOINT x"])
+    async def test_transaction_control_by_hand_is_refused(self, db: Database, verb: str) -> None:
+        """It would leave the connection in a state nobody knows of."""
+        with pytest.raises(errors.StatementFailed):
+            await db.execute(verb)
+        with pytest.raises(errors.StatementFailed):
+            await db.query(f"/* sly */ {verb}")
+        async with db.transaction() as tx:
+            await _add(tx, "a")
+            with pytest.raises(errors.StatementFailed):
+                await tx.execute(verb.lower())
+        assert await _names(db) == ["a"]
+
+    async def test_a_cancelled_transaction_is_undone_and_its_slot_free(self, db: Database) -> None:
+        """Wherever it was: in the block, or in a statement."""
+        for wait in (asyncio.sleep, _long_statement):
+            reached = asyncio.Event()
+            task = asyncio.create_task(_hold(db, wait, reached))
+            await reached.wait()
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert db._writers.in_use == 0
+            await db.execute("INSERT INTO suite_row (name) VALUES (?)", (f"after {wait.__name__}",))
+        assert set(await _names(db)) == {"after _long_statement", "after sleep"}
+
+    async def test_a_cancellation_during_commit_waits_for_its_answer(self, db: Database) -> None:
+        """The change is kept, its after_commit functions run, and the cancellation arrives."""
+        calls: list[str] = []
+        committing = asyncio.Event()
+
+        class Slow(Transaction):
+            async def commit(self) -> None:
+                committing.set()
+                await asyncio.sleep(0.05)
+                await super().commit()
+
+        async def change() -> None:
+            async with db.transaction() as tx:
+                tx.__class__ = Slow
+                tx.after_commit(lambda: calls.append("committed"))
+                await _add(tx, "a")
+
+        task = asyncio.create_task(change())
+        await committing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (calls, await _names(db), db._writers.in_use) == (["committed"], ["a"], 0)
+
+    async def test_a_statement_that_takes_too_long_is_stopped(self, database_url: str) -> None:
+        """QueryTimeout outside and inside a transaction, which is over then."""
+        async with Database(database_url, DatabaseConfig(statement_timeout_s=0.1)) as db:
+            with pytest.raises(errors.QueryTimeout):
+                await _long_statement(db.query)
+            with pytest.raises(errors.TransactionAborted):
+                async with db.transaction() as tx:
+                    with pytest.raises(errors.QueryTimeout):
+                        await _long_statement(tx.execute)
+            assert (await db.query("SELECT 1")).rows == [(1,)]
+
+    async def test_waiting_for_a_connection_has_an_end(self, database_url: str) -> None:
+        """PoolTimeout names the bound; the wait leaves nothing behind."""
+        config = DatabaseConfig(pool_max=1, pool_min=0, acquire_timeout_s=0.05)
+        async with Database(database_url, config) as db:
+            async with db.transaction():
+                assert db._writers.in_use == 1
+                with pytest.raises(errors.PoolTimeout, match=r"0\.05"):
+                    await asyncio.create_task(db.execute("SELECT 1"))
+            assert (db._writers.in_use, db._writers.waiting) == (0, 0)
+            await db.execute("SELECT 1")
+
+    async def test_leaving_waits_for_open_transactions(self, database_url: str) -> None:
+        """What was begun is committed; new work is refused meanwhile."""
+        async with Database(database_url) as db:
+            await db.execute("CREATE TABLE suite_late (id INTEGER)")
+            reached, go = asyncio.Event(), asyncio.Event()
+
+            async def slow() -> None:
+                async with db.transaction() as tx:
+                    reached.set()
+                    await go.wait()
+                    await tx.execute("INSERT INTO suite_late VALUES (1)")
+
+            task = asyncio.create_task(slow())
+            await reached.wait()
+            asyncio.get_running_loop().call_later(0.05, go.set)
+        await task
+        with pytest.raises(NotStarted):
+            await db.query("SELECT 1")
+        async with Database(database_url) as db:
+            assert (await db.query("SELECT id FROM suite_late")).rows == [(1,)]
+
+    async def test_leaving_ends_what_does_not_end_by_itself(self, database_url: str) -> None:
+        """After drain_s the connection is taken away; the straggler gets a DbError."""
+        async with Database(database_url, DatabaseConfig(drain_s=0.05)) as db:
+            await db.execute("CREATE TABLE suite_late (id INTEGER)")
+            reached, go = asyncio.Event(), asyncio.Event()
+
+            async def straggler() -> None:
+                async with db.transaction() as tx:
+                    await tx.execute("INSERT INTO suite_late VALUES (1)")
+                    reached.set()
+                    await go.wait()
+                    await tx.execute("INSERT INTO suite_late VALUES (2)")
+
+            task = asyncio.create_task(straggler())
+            await reached.wait()
+        go.set()
+        with pytest.raises(errors.DbError):
+            await task
+        async with Database(database_url) as db:
+            assert (await db.query("SELECT id FROM suite_late")).rows == []
+
+    async def test_it_can_be_entered_again(self, database_url: str) -> None:
+        """One object, several lives."""
+        db = Database(database_url)
+        for _ in range(2):
+            async with db:
+                assert (await db.query("SELECT 1")).rows == [(1,)]
+
+    async def test_health_and_metrics_tell_what_happened(self, db: Database) -> None:
+        """The outcomes are there from the start, and count."""
+        async with db.transaction() as tx:
+            await _add(tx, "a")
+        with pytest.raises(_Stop):
+            async with db.transaction():
+                raise _Stop
+        health = await db.health()
+        assert (health.status, health.detail["dialect"]) == ("ok", db.dialect.name)
+        families = {family.name: family for family in db.metrics.snapshot()}
+        outcomes = {cell.labels[0]: cell.values[0] for cell in families["daydo_db_transactions_total"].cells}
+        assert outcomes == {"committed": 1, "rolled_back": 1, "aborted": 0, "unknown": 0}
+
+
+OpenTx = Callable[[], AbstractAsyncContextManager[Tx]]
+
+_SUITE_TABLE = {
+    "sqlite": (
+        """CREATE TABLE suite_row (
+             id INTEGER PRIMARY KEY, name TEXT NOT NULL, n INTEGER, share REAL, note TEXT, raw BLOB,
+             CONSTRAINT suite_name UNIQUE (name), CONSTRAINT suite_share CHECK (share >= -0.5))""",
+        "CREATE TABLE suite_part (id INTEGER PRIMARY KEY, row_id INTEGER NOT NULL REFERENCES suite_row (id))",
+    ),
+    "mysql": (
+        """CREATE TABLE suite_row (
+             id BIGINT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(100) NOT NULL, n BIGINT, share DOUBLE,
+             note TEXT CHARACTER SET utf8mb4, raw BLOB,
+             CONSTRAINT suite_name UNIQUE (name), CONSTRAINT suite_share CHECK (share >= -0.5)) ENGINE=InnoDB""",
+        """CREATE TABLE suite_part (
+             id BIGINT AUTO_INCREMENT PRIMARY KEY, row_id BIGINT NOT NULL,
+             CONSTRAINT suite_points FOREIGN KEY (row_id) REFERENCES suite_row (id)) ENGINE=InnoDB""",
+    ),
+}
+
+
+class _Stop(Exception):
+    """Raised by a test to leave a block."""
+
+
+class _Word(enum.StrEnum):
+    RED = "red"
+
+
+class _Level(enum.IntEnum):
+    HIGH = 7
+
+
+async def _add(tx: Tx, name: str, n: int = 0) -> None:
+    await tx.execute("INSERT INTO suite_row (name, n) VALUES (?, ?)", (name, n))
+
+
+async def _names(db: Database) -> list[str]:
+    return [name for (name,) in (await db.query("SELECT name FROM suite_row ORDER BY name")).rows]
+
+
+async def _names_in(tx: Tx) -> list[tuple[str]]:
+    return (await tx.execute("SELECT name FROM suite_row")).rows
+
+
+async def _nothing(tx: Tx) -> None:
+    return None
+
+
+def _fail() -> None:
+    raise _Stop
+
+
+async def _hold(db: Database, wait: Callable[[Any], Awaitable[Any]], reached: asyncio.Event) -> None:
+    async with db.transaction() as tx:
+        await _add(tx, "held")
+        reached.set()
+        await wait(60 if wait is asyncio.sleep else tx.execute)
+
+
+async def _long_statement(execute: Callable[[str], Awaitable[Result]]) -> Result:
+    """Several seconds of work for either server, by SQL that both read."""
+    return await execute(
+        "WITH RECURSIVE step (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM step WHERE n < 999) "
+        "SELECT COUNT(*) FROM step a, step b, step c WHERE a.n * b.n * c.n % 7 = 8"
+    )

@@ -1,0 +1,174 @@
+"""A transaction on one of our own connections.
+
+Two things a transaction must never do are told apart here. It must not go on after the server has dropped it
+(a deadlock, a lost connection): later statements would commit one by one, so it is *dead* then and refuses
+them. And it must not claim to know what it does not: a COMMIT whose answer never came is ``CommitUnknown``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal
+
+from .connection import Connection, Engine
+from .errors import (
+    CommitUnknown,
+    ConnectionLost,
+    DbError,
+    Deadlock,
+    LockTimeout,
+    QueryTimeout,
+    StatementFailed,
+    TransactionAborted,
+)
+from .tx import Dialect, Result, Value, check_arguments, compile_statement
+
+log = logging.getLogger("daydo")
+
+Outcome = Literal["committed", "rolled_back", "aborted", "unknown"]
+OUTCOMES: tuple[Outcome, ...] = ("committed", "rolled_back", "aborted", "unknown")
+
+# After these the server has no transaction, or only a part of what the caller believes is in it.
+_DEADLY = (Deadlock, LockTimeout, ConnectionLost, QueryTimeout)
+
+
+class Transaction:
+    """An open transaction; made by :meth:`daydo_db.Database.transaction`, implements :class:`daydo_db.Tx`.
+
+    Tasks may share one; their statements take turns.
+    """
+
+    outcome: Outcome
+
+    def __init__(self, engine: Engine, connection: Connection) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._turn = asyncio.Lock()
+        self._callbacks: list[Callable[[], None]] = []
+        self._dead: BaseException | None = None
+        self._ended = False
+        self._savepoints = 0
+        self.outcome = "rolled_back"
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._engine.dialect
+
+    async def execute(self, sql: str, args: Sequence[Value] = ()) -> Result:
+        """As :meth:`Tx.execute`; besides it refuses what would end the transaction behind its back.
+
+        Raises:
+            TransactionAborted: the transaction is over.
+            StatementFailed: the statement commits silently (DDL on MySQL) or is itself BEGIN, COMMIT, ….
+        """
+        statement = compile_statement(self.dialect.name, sql)
+        if statement.verb in self._engine.refused_inside:
+            raise StatementFailed(
+                reason=f"{statement.verb} would end the transaction; run DDL outside, nest with tx.savepoint()",
+                statement=statement.text[:200],
+            )
+        args = check_arguments(statement, args)
+        async with self._turn:
+            self._require_alive()
+            try:
+                result = await self._connection.execute(statement, args)
+            except BaseException as error:
+                # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (disk full, I/O error).
+                if isinstance(error, _DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
+                    self._die(error)
+                raise
+            if not self._connection.in_transaction:
+                self._die(StatementFailed(reason="it committed silently", statement=statement.text[:200]))
+                self._require_alive()
+            return result
+
+    def after_commit(self, fn: Callable[[], None]) -> None:
+        """As :meth:`Tx.after_commit`.
+
+        Raises:
+            TypeError: ``fn`` is a coroutine function.
+        """
+        if inspect.iscoroutinefunction(fn):
+            raise TypeError("after_commit takes a plain function; start a task of your own in it")
+        self._require_alive()
+        self._callbacks.append(fn)
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """A part that can fail alone: an exception undoes the statements of the block and passes on."""
+        self._savepoints += 1
+        name, registered = f"daydo_{self._savepoints}", len(self._callbacks)
+        await self._control(f"SAVEPOINT {name}")
+        try:
+            yield
+        except BaseException:
+            del self._callbacks[registered:]
+            if self._dead is None and not self._ended:
+                await self._control(f"ROLLBACK TO SAVEPOINT {name}")
+                await self._control(f"RELEASE SAVEPOINT {name}")
+            raise
+        await self._control(f"RELEASE SAVEPOINT {name}")
+
+    async def begin(self) -> None:
+        await self._connection.execute(self._engine.begin)
+
+    async def commit(self) -> None:
+        """COMMIT.
+
+        Raises:
+            TransactionAborted: it was dead already; the cause says since what.
+            CommitUnknown: the answer did not come.
+        """
+        async with self._turn:
+            self._require_alive()
+            self._ended = True
+            if not self._connection.usable:
+                self.outcome = "aborted"
+                raise ConnectionLost()
+            try:
+                await self._connection.execute(compile_statement(self.dialect.name, "COMMIT"))
+            except (ConnectionLost, QueryTimeout) as error:
+                self.outcome = "unknown"
+                raise CommitUnknown() from error
+            self.outcome = "committed"
+
+    async def rollback(self) -> None:
+        """ROLLBACK where there is something to roll back; its own failure is the pool's business only."""
+        self._ended = True
+        async with self._turn:
+            if not (self._connection.usable and self._connection.in_transaction):
+                return
+            try:
+                await self._connection.execute(compile_statement(self.dialect.name, "ROLLBACK"))
+            except DbError as error:
+                log.debug("rollback failed, the connection is dropped: %s", error)
+
+    def run_callbacks(self) -> None:
+        for fn in self._callbacks:
+            try:
+                fn()
+            except Exception:
+                log.exception("an after_commit function failed; the change itself is committed")
+
+    async def _control(self, sql: str) -> None:
+        async with self._turn:
+            self._require_alive()
+            try:
+                await self._connection.execute(compile_statement(self.dialect.name, sql))
+            except BaseException as error:
+                self._die(error)
+                raise
+
+    def _die(self, error: BaseException) -> None:
+        self._dead = error
+        self.outcome = "aborted"
+
+    def _require_alive(self) -> None:
+        if self._dead is not None:
+            raise TransactionAborted(reason=f"{type(self._dead).__name__} ended it") from self._dead
+        if self._ended:
+            raise TransactionAborted(reason="it has been left")

@@ -1,0 +1,177 @@
+"""The seam that library SQL is written against: a dialect, a statement, a result, a transaction.
+
+Library statements use ``?`` placeholders and run on every back end and inside a caller's own session. The
+rules that make that true: no quoted identifiers, no reserved word as a name, no syntax of one dialect except
+through the fragments of :class:`Dialect`; what is decided on is read with ``{dialect.for_update}``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+Value = None | bool | int | float | str | bytes
+"""What may be a parameter. Times are integers (µs UTC), decimals and dates are text."""
+
+DialectName = Literal["sqlite", "mysql"]
+
+
+class Dialect(msgspec.Struct, frozen=True):
+    """How one family of databases writes what SQL does not agree on; MariaDB counts as ``mysql``.
+
+    Attributes:
+        name: also the folder of its schema files.
+        now_us: integer expression, the database's time in µs UTC as of the start of the statement
+            (whole milliseconds on SQLite). Independent of the session's time zone.
+        for_update: put at the end of a SELECT to lock its rows. Empty on SQLite, where a transaction
+            holds the one write lock from its BEGIN.
+        skip_locked: put after ``for_update`` to pass over rows that others hold:
+            ``SELECT … {d.for_update} {d.skip_locked}``.
+    """
+
+    name: DialectName
+    now_us: str
+    for_update: str
+    skip_locked: str
+
+
+SQLITE = Dialect(
+    name="sqlite",
+    now_us="(CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000)",
+    for_update="",
+    skip_locked="",
+)
+MYSQL = Dialect(
+    name="mysql",
+    # UNIX_TIMESTAMP(NOW(6)) would be wrong for an hour each autumn in a session with a summer time.
+    now_us="TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
+    for_update="FOR UPDATE",
+    skip_locked="SKIP LOCKED",
+)
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a statement gave back.
+
+    Attributes:
+        columns: names, empty for a statement that returns no rows.
+        rows: tuples of None, int, float, str, bytes; on MySQL also datetime, date, timedelta and Decimal
+            for columns of those types. A DECIMAL without a fraction reads as int, so ``SUM`` of integers
+            is an integer everywhere.
+        rowcount: rows returned; for a writing statement rows matched, also where nothing changed.
+        lastrowid: the AUTO_INCREMENT / rowid given to a one-row INSERT, else 0.
+    """
+
+    columns: tuple[str, ...] = ()
+    rows: list[tuple[Any, ...]] = []
+    rowcount: int = 0
+    lastrowid: int = 0
+
+
+class Tx(Protocol):
+    """An open transaction, ours or one that lives in the caller's own session.
+
+    A library call that writes takes one as ``tx=``; then it neither retries nor commits.
+    """
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    async def execute(self, sql: str, args: Sequence[Value] = ()) -> Result:
+        """Run one statement with ``?`` placeholders.
+
+        Raises:
+            DbError: whatever the database said, as one of :mod:`daydo_db.errors`.
+            TypeError: the number of arguments is wrong or one is not a :data:`Value`.
+            ValueError: a number or text that no database can hold (not finite, beyond 64 bits, half a surrogate).
+        """
+        ...
+
+    def after_commit(self, fn: Callable[[], None]) -> None:
+        """Call ``fn`` once the transaction has been committed.
+
+        Functions run in order, synchronously, after the connection has been given back; an error in one is
+        logged and stops nothing. A rollback, also to a savepoint, drops those registered since.
+        """
+        ...
+
+
+class Statement(NamedTuple):
+    """A statement compiled for one dialect.
+
+    Attributes:
+        text: what the driver takes: ``?`` for SQLite, ``%s`` with ``%`` doubled for MySQL.
+        placeholders: how many arguments it needs.
+        verb: its first word in capitals.
+    """
+
+    text: str
+    placeholders: int
+    verb: str
+
+
+# What is not code is passed over: a question mark in a literal, a quoted name or a comment is no placeholder.
+# The dialects differ in backslashes, in `[names]` and in what opens a comment. Double quotes are names (ANSI_QUOTES).
+_QUOTED = r"""\"(?:[^\"]|\"\")*\"|`(?:[^`]|``)*`|/\*.*?\*/"""
+_TOKENS = {
+    "sqlite": re.compile(rf"'(?:[^']|'')*'|{_QUOTED}|\[[^\]]*\]|--[^\n]*|(?P<mark>\?)", re.DOTALL),
+    "mysql": re.compile(rf"'(?:[^'\\]|''|\\.)*'|{_QUOTED}|--(?=\s|$)[^\n]*|\#[^\n]*|(?P<mark>\?)", re.DOTALL),
+}
+# MySQL executes what stands in `/*! … */` and MariaDB what stands in `/*M! … */`.
+_VERB = re.compile(r"(?:\s|\(|(?:--|\#)[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|/\*M?!\d*)*([A-Za-z]*)", re.DOTALL)
+
+
+@lru_cache(maxsize=4096)
+def compile_statement(dialect: DialectName, sql: str) -> Statement:
+    """Compile once per dialect and text; parameters never become part of the text here."""
+    verb = _VERB.match(sql)
+    name = verb[1].upper() if verb else ""
+    marks = [match.span() for match in _TOKENS[dialect].finditer(sql) if match["mark"]]
+    if dialect == "sqlite":
+        return Statement(sql, len(marks), name)
+    starts, ends = [0, *(end for _, end in marks)], [*(start for start, _ in marks), len(sql)]
+    pieces = [sql[start:end].replace("%", "%%") for start, end in zip(starts, ends, strict=True)]
+    return Statement("%s".join(pieces), len(marks), name)
+
+
+_PLAIN = frozenset({type(None), bool, int, str, bytes})
+_INTEGERS = (-(2**63), 2**63 - 1)
+
+
+def check_arguments(statement: Statement, args: Sequence[Value]) -> Sequence[Value]:
+    """The arguments as plain values: enum members and other subclasses become their base.
+
+    Raises:
+        TypeError: their number is wrong, or one is not a :data:`Value`.
+        ValueError: a float that is not finite, or an integer beyond 64 bits; databases disagree on these.
+    """
+    if len(args) != statement.placeholders:
+        raise TypeError(f"the statement has {statement.placeholders} placeholders and got {len(args)} arguments")
+    for value in args:
+        if type(value) not in _PLAIN or (type(value) is int and not _INTEGERS[0] <= value <= _INTEGERS[1]):
+            return [_plain(position, value) for position, value in enumerate(args, 1)]
+    return args
+
+
+def _plain(position: int, value: object) -> Value:
+    if value is None or isinstance(value, bool | bytes):
+        return value
+    if isinstance(value, int):
+        if not _INTEGERS[0] <= value <= _INTEGERS[1]:
+            raise ValueError(f"argument {position} is an integer beyond 64 bits")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"argument {position} is {value}; databases store only finite numbers")
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(
+        f"argument {position} is a {type(value).__name__}; pass None, bool, int, float, str or bytes "
+        "(times as integer µs UTC, decimals and dates as text)"
+    )

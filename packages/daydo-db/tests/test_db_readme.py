@@ -1,0 +1,29 @@
+"""The README runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_a_snippet_runs_as_it_stands(snippet: str, tmp_path: Path) -> None:
+    """Copied into a file, without anything around it."""
+    if "litestar" in snippet:
+        pytest.importorskip("litestar")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_snippets() -> None:
+    """A pattern that finds nothing would pass everything."""
+    assert len(SNIPPETS) == 3

@@ -1,0 +1,109 @@
+"""What one file and several processes can do to us."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from daydo_db import Database, DatabaseConfig, LockTimeout, QueryTimeout, StatementFailed, Tx
+
+pytestmark = pytest.mark.dialect("sqlite")
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Database]:
+    async with Database(database_url, DatabaseConfig(lock_timeout_s=1)) as db:
+        await db.execute("CREATE TABLE account (id INTEGER PRIMARY KEY, n INTEGER NOT NULL)")
+        await db.execute("INSERT INTO account VALUES (1, 0)")
+        yield db
+
+
+async def add_one(tx: Tx) -> None:
+    ((n,),) = (await tx.execute("SELECT n FROM account")).rows
+    await tx.execute("UPDATE account SET n = ?", (n + 1,))
+
+
+async def test_read_modify_write_of_two_processes_loses_nothing(database_url: str, db: Database) -> None:
+    """Transactions are opened IMMEDIATE: each waits its turn instead of failing when it writes."""
+    async with Database(database_url) as other:
+        await asyncio.gather(*(noun.run(add_one, retries=0) for _ in range(20) for noun in (db, other)))
+    assert (await db.query("SELECT n FROM account")).rows == [(40,)]
+
+
+async def test_another_process_that_keeps_the_lock_is_a_lock_timeout(database_url: str, db: Database) -> None:
+    """After lock_timeout_s, and readers go on meanwhile."""
+    stranger = sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+    try:
+        writing = asyncio.create_task(db.execute("UPDATE account SET n = 1"))
+        assert (await db.query("SELECT n FROM account")).rows == [(0,)]
+        with pytest.raises(LockTimeout):
+            await writing
+        with pytest.raises(LockTimeout):
+            await db.run(add_one, retries=0)
+    finally:
+        stranger.close()
+    await db.run(add_one)
+
+
+async def test_readers_read_beside_a_writer(db: Database) -> None:
+    """They see the last commit, and do not wait."""
+    async with db.transaction() as tx:
+        await add_one(tx)
+        assert (await asyncio.wait_for(db.query("SELECT n FROM account"), 0.5)).rows == [(0,)]
+    assert (await db.query("SELECT n FROM account")).rows == [(1,)]
+
+
+async def test_a_query_cannot_write(db: Database) -> None:
+    """The mistake shows here and not on the first replica."""
+    with pytest.raises(StatementFailed, match="READONLY"):
+        await db.query("UPDATE account SET n = 1")
+
+
+async def test_a_commit_survives_a_power_cut(db: Database) -> None:
+    """WAL with synchronous=FULL, and foreign keys on, on every connection."""
+    async with db.transaction() as tx:
+        names = ("journal_mode", "synchronous", "foreign_keys")
+        settings = [(await tx.execute(f"PRAGMA {name}")).rows[0][0] for name in names]
+    assert settings == ["wal", 2, 1]
+
+
+async def test_many_can_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """The switch to WAL needs the file for itself for a moment."""
+    databases = [Database(f"sqlite:///{tmp_path}/new.db") for _ in range(8)]
+    await asyncio.gather(*(db.__aenter__() for db in databases))
+    await asyncio.gather(*(db.__aexit__() for db in databases))
+
+
+async def test_a_temporary_database_leaves_nothing_behind() -> None:
+    """sqlite:// is a file for the time between entry and exit."""
+    async with Database("sqlite://") as db:
+        file = (await db.query("PRAGMA database_list")).rows[0][2]
+        assert os.path.exists(file)  # noqa: ASYNC240, PTH110
+    assert not os.path.exists(os.path.dirname(file))  # noqa: ASYNC240, PTH110, PTH120
+
+
+async def test_a_stopped_statement_leaves_its_connection_usable(database_url: str) -> None:
+    """It is interrupted in its thread, which takes the next one at once."""
+    async with Database(database_url, DatabaseConfig(statement_timeout_s=0.05, sqlite_readers=1)) as db:
+        endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"
+        for _ in range(2):
+            with pytest.raises(QueryTimeout):
+                await db.query(endless)
+            assert (await db.query("SELECT 1")).rows == [(1,)]
+
+
+async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """At start, not at the first statement."""
+    with pytest.raises(StatementFailed, match=r"missing/x\.db"):
+        async with Database(f"sqlite:///{tmp_path}/missing/x.db"):
+            pass
+    (tmp_path / "text.db").write_text("not a database, " * 100)
+    with pytest.raises(StatementFailed, match="NOTADB"):
+        async with Database(f"sqlite:///{tmp_path}/text.db"):
+            pass

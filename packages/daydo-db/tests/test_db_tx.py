@@ -1,0 +1,121 @@
+"""Compiling placeholders, and reading URLs: text in, text out."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daydo_db import Database, DatabaseConfig
+from daydo_db.config import parse_url
+from daydo_db.tx import DialectName, compile_statement
+
+CODE = st.sampled_from(["SELECT 1", " a = b ", "(", ")", " + ", "\n", "é", " 7 % 2 ", " - ", "\x00"])
+HIDDEN = {
+    "sqlite": ["'it''s ? %'", '"a?""b"', "`a?`", "[a?]", "-- ? don't\n", "--?\n", "/* ? ' */", "'\\'"],
+    "mysql": ["'it''s ? %'", '"a?""b"', "`a?`", "-- ? don't\n", '# ? "\n', "/* ? ' */", "'\\'?'", "'\\\\'"],
+}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "mysql"])
+@given(data=st.data())
+def test_exactly_the_marks_in_code_are_placeholders(dialect: DialectName, data: st.DataObject) -> None:
+    """Whatever stands around them, and the rest of the text is unchanged."""
+    parts = data.draw(st.lists(st.one_of(st.just("?"), CODE, st.sampled_from(HIDDEN[dialect])), max_size=12))
+    statement = compile_statement(dialect, "".join(parts))
+    assert statement.placeholders == parts.count("?")
+    if dialect == "sqlite":
+        assert statement.text == "".join(parts)
+    else:
+        arguments = [f"<{number}>" for number in range(statement.placeholders)]
+        rest = iter(arguments)
+        assert statement.text % tuple(arguments) == "".join(next(rest) if part == "?" else part for part in parts)
+
+
+@given(st.text(alphabet="?'\"`-#/*[]\\% a\n"))
+def test_nothing_of_any_text_is_lost(sql: str) -> None:
+    """What is not closed is the server's to complain about."""
+    statement = compile_statement("mysql", sql)
+    assert statement.text % (("?",) * statement.placeholders) == sql
+    assert compile_statement("sqlite", sql).text == sql
+
+
+def test_sqlite_agrees_with_our_count() -> None:
+    """The engine itself says how many bindings a statement takes."""
+    sql = 'SELECT ?, \'?\', "id?", [a?], `b?`, ? -- ?\n /* ? */ FROM (SELECT 1 AS "id?", 2 AS [a?], 3 AS `b?`)'
+    with pytest.raises(sqlite3.ProgrammingError) as caught:
+        sqlite3.connect(":memory:").execute(sql)
+    wanted = re.search(r"uses (\d+)", str(caught.value))
+    assert wanted is not None
+    assert int(wanted[1]) == compile_statement("sqlite", sql).placeholders == 2
+
+
+@pytest.mark.parametrize(
+    ("sql", "verb"),
+    [
+        ("select 1", "SELECT"),
+        ("  -- note\n (SELECT 1)", "SELECT"),
+        ("/* a */ /* b */drop table x", "DROP"),
+        ("# note\nDROP TABLE x", "DROP"),
+        ("/*! DROP TABLE x */", "DROP"),
+        ("/*M!100100 DROP TABLE x */", "DROP"),
+        ("", ""),
+    ],
+)
+def test_the_verb_of_a_statement_is_found_behind_comments(sql: str, verb: str) -> None:
+    """And inside those that MySQL executes."""
+    assert compile_statement("mysql", sql).verb == verb
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite://", "sqlite://"),
+        ("sqlite:///data/x.db", "sqlite:///data/x.db"),
+        ("sqlite:////var/data/my%20shop.db", "sqlite:////var/data/my shop.db"),
+        ("mysql://shop:p%40ss%2Fw%3Ard@db.example:3307/shop", "mysql://shop:***@db.example:3307/shop"),
+        ("mysql://shop@localhost/shop", "mysql://shop@localhost:3306/shop"),
+        ("mysql://root@/x?unix_socket=/run/my.sock", "mysql://root@localhost:3306/x?unix_socket=/run/my.sock"),
+    ],
+)
+def test_urls_are_read_and_shown_without_password(url: str, shown: str) -> None:
+    """Percent-decoded, and safe to log."""
+    assert f"{Database(url)!r}" == f"Database('{shown}')"
+
+
+def test_a_password_is_percent_decoded() -> None:
+    """So that it may hold any character."""
+    assert parse_url("mysql://u:p%40ss%2Fw%3Ard@h/x").password == "p@ss/w:rd"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "shop.db",
+        "postgres://u:hunter2@h/x",
+        "mysql://u:hunter2@h",
+        "mysql://u:hunter2@h/",
+        "mysql://u:hunter2@h:port/x",
+        "mysql://u:hunter2@h/x/y",
+        "mysql://u:hunter2@h/x?charset=utf8",
+        "mysql:///x",
+        "sqlite:///:memory:",
+        "sqlite://host/x",
+        "sqlite:///x?mode=ro",
+    ],
+)
+def test_a_bad_url_is_refused_without_repeating_its_password(url: str) -> None:
+    """At construction, before any I/O."""
+    with pytest.raises(ValueError, match="database URL") as caught:
+        Database(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_config_is_bounded() -> None:
+    """Zero connections is a mistake, not a setting."""
+    with pytest.raises(ValueError, match="pool_max"):
+        DatabaseConfig(pool_max=0)
