@@ -1,0 +1,63 @@
+"""What may be asked of a ledger; checked before any statement runs."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import BadAmount, BadName, BadPeriod, BadReason
+from .model import AccountLike
+from .planner import MAX_UNITS, NEVER_US, AccountKey
+
+MAX_OWNER = 128
+MAX_UNIT = 32
+MAX_KEY = 200
+MAX_SOURCE = 32
+MAX_REASON = 200
+MAX_PRIORITY = 100
+
+# No spaces: a padding collation would take "a" and "a " for the same key.
+_VISIBLE = re.compile(r"[!-~]+")
+
+
+def check_account(account: AccountLike) -> AccountKey:
+    """(tenant, subject, unit), or BadName."""
+    return (
+        check_name("tenant", account.tenant, MAX_OWNER) if account.tenant else "",
+        check_name("subject", account.subject, MAX_OWNER),
+        check_name("unit", account.unit, MAX_UNIT),
+    )
+
+
+def check_key(key: str) -> str:
+    return check_name("key", key, MAX_KEY)
+
+
+def check_name(field: str, value: str, most: int) -> str:
+    if not isinstance(value, str) or len(value) > most or not _VISIBLE.fullmatch(value):
+        raise BadName(field=field, most=most)
+    return value
+
+
+def check_amount(amount: int, *, field: str = "amount", least: int = 1, most: int = MAX_UNITS) -> int:
+    if type(amount) is not int or not least <= amount <= most:
+        raise BadAmount(field=field, least=least, most=most)
+    return amount
+
+
+def check_reason(reason: str) -> str:
+    if len(reason) > MAX_REASON:
+        raise BadReason(most=MAX_REASON)
+    return reason
+
+
+def check_instant(field: str, at_us: int | None) -> int | None:
+    if at_us is not None and (type(at_us) is not int or not 0 <= at_us < NEVER_US):
+        raise BadPeriod(field=field)
+    return at_us
+
+
+def check_ttl(ttl_s: float, most_s: float) -> int:
+    """Microseconds."""
+    if not 0 < ttl_s <= most_s or round(ttl_s * 1_000_000) < 1:
+        raise BadPeriod(field="ttl_s")
+    return round(ttl_s * 1_000_000)

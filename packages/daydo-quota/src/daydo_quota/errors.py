@@ -1,0 +1,178 @@
+"""Every way a ledger says no. Texts may reach the account's owner; all facts are attributes."""
+
+from __future__ import annotations
+
+from daydo_kernel import DaydoError
+
+
+class QuotaError(DaydoError):
+    """Root of this package's errors."""
+
+
+class InsufficientQuota(
+    QuotaError,
+    code=40230,
+    name="quota.insufficient",
+    zh="额度不足：需要 {amount}，可用 {available}。",
+    en="Not enough quota: {amount} needed, {available} available.",
+):
+    """The account cannot cover the hold. Nothing was remembered: the same key may be tried again after a top-up."""
+
+    unit: str
+    amount: int
+    available: int
+
+
+class HoldUnknown(
+    QuotaError,
+    code=40430,
+    name="quota.hold_unknown",
+    zh="预留不存在，请先预留额度。",
+    en="There is no such hold; reserve first.",
+):
+    """A confirm names a key under which this account never held anything."""
+
+    key: str
+
+
+class KeyConflict(
+    QuotaError,
+    code=40930,
+    name="quota.key_conflict",
+    zh="该幂等键已用于参数不同的另一次操作，请换一个键。",
+    en="This idempotency key was used with other parameters; use a new key for a new operation.",
+):
+    """The key exists in this tenant, and its operation differed in account, amount, dates or another parameter."""
+
+    key: str
+
+
+class HoldExpired(
+    QuotaError,
+    code=40931,
+    name="quota.hold_expired",
+    zh="预留已超时，额度已退回，请重新发起。",
+    en="The hold has timed out and its quota was returned; reserve again under a new key, or with a longer ttl_s.",
+):
+    """A confirm, or a second saga, came after the hold's time; ``expired_at_us`` says when that was."""
+
+    key: str
+    hold_id: str
+    expired_at_us: int
+
+
+class HoldCancelled(
+    QuotaError,
+    code=40932,
+    name="quota.hold_cancelled",
+    zh="预留已取消，请换一个键重新发起。",
+    en="The hold was cancelled; reserve again under a new key.",
+):
+    """Cancelled, possibly before it was ever made: a reserve that arrives after its cancel is refused."""
+
+    key: str
+    hold_id: str
+
+
+class HoldConfirmed(
+    QuotaError,
+    code=40933,
+    name="quota.hold_confirmed",
+    zh="预留已结算，无法取消。",
+    en="The hold was confirmed and can no longer be cancelled.",
+):
+    """A cancel came after the confirm; ``captured`` units were charged."""
+
+    key: str
+    hold_id: str
+    captured: int
+
+
+class BadAmount(
+    QuotaError,
+    code=42230,
+    name="quota.bad_amount",
+    zh="{field} 必须是 {least} 到 {most} 之间的整数。",
+    en="{field} must be a whole number from {least} to {most}.",
+):
+    """``amount`` or ``priority`` is not an ``int``, or outside its bounds."""
+
+    field: str
+    least: int
+    most: int
+
+
+class ChargeExceedsHold(
+    QuotaError,
+    code=42231,
+    name="quota.charge_exceeds_hold",
+    zh="结算数量 {amount} 超过预留数量 {held}。",
+    en="The charge of {amount} exceeds the {held} held.",
+):
+    """A confirm asks for more than was held; hold the greatest possible amount and confirm what was used."""
+
+    key: str
+    amount: int
+    held: int
+
+
+class BalanceLimit(
+    QuotaError,
+    code=42232,
+    name="quota.balance_limit",
+    zh="账户累计额度已达上限 {most}。",
+    en="The account's lifetime total has reached its limit of {most}.",
+):
+    """One more grant would lift the account's totals over what JSON can say exactly (2⁵³ − 1)."""
+
+    most: int
+
+
+class BadName(
+    QuotaError,
+    code=42233,
+    name="quota.bad_name",
+    zh="{field} 必须由 1 到 {most} 个可见 ASCII 字符组成，不含空格。",
+    en="{field} must be 1 to {most} visible ASCII characters without spaces.",
+):
+    """A tenant, subject, unit, key or source cannot be stored; of these only the tenant may be empty."""
+
+    field: str
+    most: int
+
+
+class BadPeriod(
+    QuotaError,
+    code=42234,
+    name="quota.bad_period",
+    zh="有效期不正确：结束时间必须晚于现在和开始时间，预留时长必须大于 0 且不超过上限。",
+    en="The period is not valid: it must end after now and after its start, and a hold lasts more than 0 seconds "
+    "and at most max_hold_ttl_s.",
+):
+    """``field`` is ``effective_at_us``, ``expires_at_us`` or ``ttl_s``."""
+
+    field: str
+
+
+class BadReason(
+    QuotaError,
+    code=42235,
+    name="quota.bad_reason",
+    zh="原因最多 {most} 个字符。",
+    en="The reason may have at most {most} characters.",
+):
+    """``reason`` is kept in the account's history, so it is bounded."""
+
+    most: int
+
+
+class BooksDisagree(
+    QuotaError,
+    code=50030,
+    name="quota.books_disagree",
+    zh="账户 {account_id} 的余额与其额度批次不一致。",
+    en="Account {account_id} disagrees with its grants; nothing was changed. Was a table edited by hand?",
+):
+    """The account's row and its grants' rows differ: a fault of ours or of a hand, never of the caller."""
+
+    account_id: int

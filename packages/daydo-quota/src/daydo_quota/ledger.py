@@ -1,0 +1,543 @@
+"""The noun: asks the planner, makes it so in the database, and tells those who listen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated, Any
+
+from msgspec import Meta
+from msgspec.structs import asdict
+
+from daydo_db import CommitUnknown, Database, Tx, UniqueViolation
+from daydo_kernel import Clock, Config, Event, EventSink, Health, Metrics, NoEvents, Page, Part, new_id
+
+from . import arguments
+from .errors import HoldCancelled, HoldConfirmed, HoldExpired, InsufficientQuota, QuotaError
+from .history import read_history
+from .model import AccountBalance, AccountLike, Balance, Entry, Grant, Hold, OpenHold
+from .planner import AccountRow, Cancel, CatchUp, Confirm, EntryRow, GrantUnits, Op, Plan, Reserve, balance_of, plan
+from .store import Store
+
+log = logging.getLogger("daydo.quota")
+
+_MAX_UNITS_OF_A_SUBJECT = 100
+_EVENTS = {"hold_expired": "expired", "grant_expired": "expired"}
+_SETTLEMENTS = {"confirmed": "confirmed", "cancelled": "cancelled", "hold_expired": "expired"}
+
+
+class LedgerConfig(Config, frozen=True, kw_only=True):
+    """Bounds of a :class:`Ledger`.
+
+    Attributes:
+        hold_ttl_s: how long a hold lasts unless the call says otherwise.
+        max_hold_ttl_s: the longest a call may ask for.
+        retries: how often a call of its own transaction is repeated after a deadlock, a lock timeout or a connection
+            lost before COMMIT.
+        sweep_interval_s: pause between two looks for overdue accounts; 0 turns the sweeper off (nothing becomes
+            wrong, history and events of idle accounts come later).
+        sweep_accounts: accounts looked up at a time.
+        sweep_holds: overdue holds closed in one transaction.
+        health_timeout_s: ``health()`` answers within this.
+        drain_s: leaving waits this long for open ``hold(…)`` blocks; what is left then times out by itself.
+    """
+
+    hold_ttl_s: Annotated[float, Meta(gt=0, le=31_536_000)] = 300.0
+    max_hold_ttl_s: Annotated[float, Meta(gt=0, le=31_536_000)] = 604_800.0
+    retries: Annotated[int, Meta(ge=0, le=100)] = 5
+    sweep_interval_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+    sweep_accounts: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    sweep_holds: Annotated[int, Meta(ge=1, le=10_000)] = 500
+    health_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+
+
+class Ledger(Part):
+    """Accounts of whole units: granted, held, charged, returned; each exactly once.
+
+    Every writing call names its ``key``, unique per tenant (grants and holds each have their own). The same call with
+    the same key changes nothing and returns what is there with ``created=False``; with other parameters it raises
+    :class:`KeyConflict`. So after any doubt, a timeout or a crash: call again with the same key.
+
+    With ``tx=`` a call becomes part of the caller's transaction, at any isolation level: it locks the account until
+    that transaction ends, and neither commits nor retries. Without, it runs in one of its own.
+
+    Besides the errors named below every call may raise :class:`daydo_db.DbError`, and BadName, BadAmount, BadPeriod
+    or BadReason for arguments that cannot be right. A call that raises has changed nothing.
+
+    ``clock`` is for tests: it replaces the database's. ``events`` hears one event per history entry (``quota.granted``,
+    ``.activated``, ``.held``, ``.confirmed``, ``.cancelled``, ``.expired``), inside its transaction.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        config: LedgerConfig = LedgerConfig(),  # noqa: B008 - frozen
+        *,
+        clock: Clock | None = None,
+        events: EventSink | None = None,
+    ) -> None:
+        super().__init__(drain_s=config.drain_s)
+        self.db = db
+        self.config = config
+        self.clock = clock
+        self.events: EventSink = events if events is not None else NoEvents()
+        self._open_blocks = 0
+        self._no_blocks = asyncio.Event()
+        self._no_blocks.set()
+        self._metrics()
+
+    async def grant(
+        self,
+        account: AccountLike,
+        amount: int,
+        *,
+        key: str,
+        source: str = "topup",
+        priority: int = 50,
+        effective_at_us: int | None = None,
+        expires_at_us: int | None = None,
+        tx: Tx | None = None,
+        reason: str = "",
+    ) -> Grant:
+        """Give ``amount`` units; the account is opened if it is new.
+
+        Args:
+            source: where they come from, a word of yours: topup, promo, membership, refund, …
+            priority: 0 to 100, smaller is used up first; then the earlier expiry, then the older grant.
+            effective_at_us: from when they can be held (None: now).
+            expires_at_us: when what is left of them goes (None: never). What is held then may still be confirmed.
+
+        Raises:
+            KeyConflict: the key belongs to another grant.
+            BadPeriod: it would expire before it begins, or has already.
+            BalanceLimit: more than 2⁵³ − 1 over the account's life.
+        """
+        self._require_started()
+        op = GrantUnits(
+            id=new_id("grant"),
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            amount=arguments.check_amount(amount),
+            source=arguments.check_name("source", source, arguments.MAX_SOURCE),
+            priority=arguments.check_amount(priority, field="priority", least=0, most=arguments.MAX_PRIORITY),
+            effective_at_us=arguments.check_instant("effective_at_us", effective_at_us),
+            expires_at_us=arguments.check_instant("expires_at_us", expires_at_us),
+            reason=arguments.check_reason(reason),
+        )
+        grant: Grant = await self._do(op, tx)
+        return grant
+
+    async def reserve(
+        self,
+        account: AccountLike,
+        amount: int,
+        *,
+        key: str,
+        ttl_s: float | None = None,
+        tx: Tx | None = None,
+        reason: str = "",
+    ) -> Hold:
+        """Set ``amount`` units aside under ``key`` until confirm, cancel, or ``ttl_s`` seconds from now.
+
+        A repeat returns the hold as it is now: look at ``phase`` where it may have been settled since.
+
+        Raises:
+            InsufficientQuota: fewer are available. The key stays free.
+            KeyConflict: the key belongs to another hold.
+            HoldCancelled: a cancel of this key has come first.
+        """
+        self._require_started()
+        op = Reserve(
+            id=new_id("hold"),
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            amount=arguments.check_amount(amount),
+            ttl_us=self._ttl_us(self.config.hold_ttl_s if ttl_s is None else ttl_s),
+            ttl_given_us=None if ttl_s is None else self._ttl_us(ttl_s),
+            reason=arguments.check_reason(reason),
+        )
+        hold: Hold = await self._do(op, tx)
+        return hold
+
+    async def confirm(
+        self, account: AccountLike, amount: int | None = None, *, key: str, tx: Tx | None = None, reason: str = ""
+    ) -> Hold:
+        """Charge ``amount`` of the hold ``key`` (None: all); the rest returns to the grants it came from.
+
+        Raises:
+            HoldUnknown: nothing was ever held under this key.
+            HoldExpired, HoldCancelled: it is gone; its units were returned.
+            ChargeExceedsHold: ``amount`` is more than was held.
+            KeyConflict: it was confirmed with another amount, or belongs to another account.
+        """
+        self._require_started()
+        op = Confirm(
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            amount=None if amount is None else arguments.check_amount(amount, least=0),
+            reason=arguments.check_reason(reason),
+        )
+        hold: Hold = await self._do(op, tx)
+        return hold
+
+    async def cancel(self, account: AccountLike, *, key: str, tx: Tx | None = None, reason: str = "") -> Hold:
+        """Return the whole hold ``key``. A hold that has timed out is returned already, which is no error.
+
+        An unknown key leaves a tombstone: the reserve that is still on its way will be refused.
+
+        Raises:
+            HoldConfirmed: it was charged.
+            KeyConflict: the key belongs to another account.
+        """
+        self._require_started()
+        op = Cancel(
+            id=new_id("hold"),
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            reason=arguments.check_reason(reason),
+        )
+        hold: Hold = await self._do(op, tx)
+        return hold
+
+    @asynccontextmanager
+    async def hold(
+        self, account: AccountLike, amount: int, *, key: str, ttl_s: float | None = None, reason: str = ""
+    ) -> AsyncIterator[OpenHold]:
+        """Hold around a block: confirm ``work.charge`` (default: all) when it ends, cancel when it raises.
+
+        The settlement runs to its end also if the task is cancelled. If the process dies, or the settlement fails
+        (``work.charge`` above what was held, no database), the hold is left to its timeout. Where the key was held
+        already by another open block (``work.hold.created`` is False), an error here leaves that hold alone: it is
+        the other's to cancel.
+
+        Raises:
+            as :meth:`reserve` before the block, :meth:`confirm` after it; and before it, for a repeated key whose
+            hold is over: HoldConfirmed, HoldCancelled, HoldExpired.
+        """
+        held = await self.reserve(account, amount, key=key, ttl_s=ttl_s, reason=reason)
+        _require_open(held)
+        work = OpenHold(hold=held)
+        owner = arguments.check_account(account)
+        self._enter_block()
+        try:
+            try:
+                yield work
+            except BaseException:
+                if held.created:
+                    await self._give_back(Cancel(id=new_id("hold"), account=owner, key=key, reason=reason))
+                raise
+            charge = None if work.charge is None else arguments.check_amount(work.charge, least=0)
+            await self._to_the_end(Confirm(account=owner, key=key, amount=charge, reason=reason))
+        finally:
+            self._leave_block()
+
+    async def balance(self, account: AccountLike, *, tx: Tx | None = None) -> Balance:
+        """The balances as of now; all zero for an account that was never granted anything.
+
+        With ``tx`` the account is locked, so what you read is what your next call finds.
+        """
+        self._require_started()
+        key = arguments.check_account(account)
+        if tx is None:
+            rows = await self._accounts("tenant = ? AND subject = ? AND unit = ?", *key)
+            return await self._current(*rows[0]) if rows else Balance()
+        balance: Balance = await self._do(CatchUp(account=key), tx)
+        return balance
+
+    async def accounts(self, tenant: str, subject: str) -> list[AccountBalance]:
+        """All of a subject's balances as of now, by unit; the first 100."""
+        self._require_started()
+        rows = await self._accounts("tenant = ? AND subject = ?", tenant, subject)
+        return [AccountBalance(unit=row.unit, **asdict(await self._current(row, now_us))) for row, now_us in rows]
+
+    async def history(
+        self, tenant: str, subject: str, *, unit: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[Entry]:
+        """What happened, newest first, of one unit or of all; ``cursor`` is the previous page's ``next_cursor``.
+
+        A page costs the same however long the history is.
+
+        Raises:
+            BadRequest: the cursor is not one of ours.
+            ValueError: ``limit`` is not between 1 and 100.
+        """
+        self._require_started()
+        if not 1 <= limit <= 100:
+            raise ValueError("limit is between 1 and 100")
+        condition, args = "tenant = ? AND subject = ?", [tenant, subject]
+        if unit is not None:
+            condition, args = f"{condition} AND unit = ?", [*args, unit]
+        rows = await self._accounts(condition, *args)
+        if cursor is None and any(_is_due(row, now_us) for row, now_us in rows):
+            for row, now_us in rows:
+                await self._current(row, now_us)
+            rows = await self._accounts(condition, *args)
+        return await read_history(self.db, [row for row, _ in rows], cursor, limit)
+
+    async def sweep(self) -> int:
+        """Write down what time has done to at most ``sweep_accounts`` accounts; returns to how many.
+
+        Runs by itself every ``sweep_interval_s``. Balances do not need it: every call does this for its own account.
+        Any number of processes may sweep at once; each passes over accounts that another one has.
+        """
+        self._require_started()
+        return await self._sweep()
+
+    async def health(self) -> Health:
+        """``degraded`` while an account has been overdue for more than three sweeps; ``down`` without database."""
+        if not self._running:
+            return Health(status="down")
+        try:
+            async with asyncio.timeout(self.config.health_timeout_s):
+                lag_s = await self._expiry_lag_s()
+        except Exception as error:
+            return Health(status="down", detail={"error": type(error).__name__})
+        late = self.config.sweep_interval_s > 0 and lag_s > 3 * self.config.sweep_interval_s
+        return Health(status="degraded" if late else "ok", detail={"expiry_lag_s": round(lag_s, 3)})
+
+    # Life
+
+    async def _start(self) -> None:
+        await self.db.require_schema("daydo_quota")
+        if self.config.sweep_interval_s > 0:
+            self._spawn(self._keep_sweeping(), "sweeper")
+
+    async def _drain(self) -> None:
+        await self._no_blocks.wait()
+
+    def _enter_block(self) -> None:
+        self._open_blocks += 1
+        self._no_blocks.clear()
+
+    def _leave_block(self) -> None:
+        self._open_blocks -= 1
+        if not self._open_blocks:
+            self._no_blocks.set()
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            # Jitter: processes that were started together should not look together.
+            await asyncio.sleep(self.config.sweep_interval_s * random.uniform(0.8, 1.2))  # noqa: S311
+            try:
+                more = True
+                while more:
+                    more = await self._sweep() == self.config.sweep_accounts
+                self._expiry_lag.set(await self._expiry_lag_s())
+            except Exception:
+                log.exception("a sweep failed; the next one is in about %s s", self.config.sweep_interval_s)
+
+    # One operation
+
+    def _ttl_us(self, ttl_s: float) -> int:
+        return arguments.check_ttl(ttl_s, self.config.max_hold_ttl_s)
+
+    async def _do(self, op: Op, tx: Tx | None) -> Any:
+        # No _require_started here: blocks that are open when the ledger drains still settle.
+        started = time.perf_counter()
+        apply = partial(self._apply, op, enlisted=tx is not None)
+        try:
+            outcome = await self.db.run(apply, tx=tx, retries=self.config.retries)
+        except CommitUnknown:
+            # Kept or not, the key makes a repeat safe, and the operation's own id tells that it was ours.
+            outcome = await self.db.run(apply, retries=self.config.retries)
+        finally:
+            self._seconds[type(op)].observe(time.perf_counter() - started)
+        if isinstance(outcome, QuotaError):
+            self._refused(op, outcome)
+            raise outcome
+        return outcome
+
+    async def _apply(self, op: Op, tx: Tx, *, enlisted: bool) -> Any:
+        store = Store(tx, self.clock, enlisted)
+        decided = plan([op], *await store.read([op]))
+        try:
+            await store.insert_keys(decided)
+        except UniqueViolation:
+            decided = plan([op], *await store.read([op], sure=True))
+            await store.insert_keys(decided)
+        await self._make_so(decided, store)
+        [outcome] = decided.outcomes
+        if isinstance(outcome, Grant | Hold):
+            tx.after_commit(partial(self._answered, op, outcome))
+        return outcome
+
+    async def _make_so(self, decided: Plan, store: Store) -> None:
+        await store.write(decided)
+        accounts = {row.id: row for row in decided.accounts}
+        for entry in decided.entries:
+            await self.events.emit(_event(accounts[entry.account_id], entry), tx=store.tx)
+            store.tx.after_commit(partial(self._written, accounts[entry.account_id].unit, entry))
+
+    async def _to_the_end(self, op: Confirm | Cancel) -> None:
+        """Settle although our task is cancelled; the cancellation goes on afterwards."""
+        self._enter_block()  # It may outlive the block, if our task is cancelled twice; then leaving waits for it.
+        task = self._spawn(self._failure_of(op), "settle")
+        try:
+            failure = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+        if failure is not None:
+            raise failure
+
+    async def _failure_of(self, op: Confirm | Cancel) -> Exception | None:
+        try:
+            await self._do(op, None)
+        except Exception as failure:
+            return failure
+        finally:
+            self._leave_block()
+        return None
+
+    async def _give_back(self, op: Cancel) -> None:
+        try:
+            await self._to_the_end(op)
+        except HoldConfirmed:
+            log.warning("hold %s was confirmed although its block failed", op.key)
+        except Exception:
+            log.exception("hold %s could not be cancelled; it will time out", op.key)
+
+    # Reading
+
+    async def _accounts(self, condition: str, *args: str) -> list[tuple[AccountRow, int]]:
+        """Accounts by unit, each with the time at which it was read."""
+        now, now_args = self._now()
+        columns = ", ".join(AccountRow.__struct_fields__)
+        result = await self.db.query(
+            f"SELECT {columns}, {now} AS now_us FROM daydo_quota_account WHERE {condition} ORDER BY unit LIMIT ?",  # noqa: S608
+            [*now_args, *args, _MAX_UNITS_OF_A_SUBJECT],
+        )
+        return [(AccountRow(*row[:-1]), int(row[-1])) for row in result.rows]
+
+    async def _current(self, row: AccountRow, now_us: int) -> Balance:
+        if not _is_due(row, now_us):
+            return balance_of(row)
+        balance: Balance = await self._do(CatchUp(account=(row.tenant, row.subject, row.unit)), None)
+        return balance
+
+    async def _sweep(self) -> int:
+        started = time.perf_counter()
+        now, now_args = self._now()
+        due = await self.db.query(
+            f"SELECT id FROM daydo_quota_account WHERE next_due_at_us <= {now} ORDER BY next_due_at_us LIMIT ?",  # noqa: S608
+            [*now_args, self.config.sweep_accounts],
+        )
+        reached = [await self._catch_up(account_id) for (account_id,) in due.rows]
+        self._sweep_seconds.observe(time.perf_counter() - started)
+        return sum(reached)
+
+    async def _catch_up(self, account_id: int) -> bool:
+        try:
+            return await self.db.run(partial(self._catch_up_in, account_id), retries=self.config.retries)
+        except Exception as error:
+            if getattr(error, "retryable", False):
+                raise
+            # One account whose books are broken must not keep the others waiting.
+            log.exception("account %s could not be brought up to date", account_id)
+            return False
+
+    async def _catch_up_in(self, account_id: int, tx: Tx) -> bool:
+        store = Store(tx, self.clock, enlisted=False)
+        state, now_us = await store.read_due(account_id, self.config.sweep_holds)
+        await self._make_so(plan([CatchUp(account=key) for key in state.accounts], state, now_us), store)
+        return bool(state.accounts)
+
+    async def _expiry_lag_s(self) -> float:
+        now, now_args = self._now()
+        result = await self.db.query(f"SELECT {now}, MIN(next_due_at_us) FROM daydo_quota_account", now_args)  # noqa: S608
+        [(now_us, first_us)] = result.rows
+        return max(0, int(now_us) - int(first_us)) / 1_000_000 if first_us is not None else 0.0
+
+    def _now(self) -> tuple[str, list[int]]:
+        return (self.db.dialect.now_us, []) if self.clock is None else ("?", [self.clock.now_us()])
+
+    # Counting
+
+    def _metrics(self) -> None:
+        self.metrics = Metrics("daydo_quota")
+        grants = self.metrics.counter("grants_total", "Grants asked for.", ("outcome",))
+        holds = self.metrics.counter("holds_total", "Holds asked for.", ("outcome",))
+        settlements = self.metrics.counter("settlements_total", "Holds ended, or asked to.", ("outcome",))
+        self._grants = {name: grants.cell(name) for name in ("granted", "replayed", "refused")}
+        self._holds = {name: holds.cell(name) for name in ("held", "replayed", "insufficient", "refused")}
+        outcomes = ("confirmed", "cancelled", "expired", "tombstone", "replayed", "refused")
+        self._settlements = {name: settlements.cell(name) for name in outcomes}
+        self._units = {
+            name: self.metrics.counter(f"{name}_units_total", f"Units {name}.", ("unit",), max_cells=100)
+            for name in ("granted", "held", "spent", "returned", "expired")
+        }
+        seconds = self.metrics.histogram("operation_seconds", "From call to answer.", ("operation",))
+        operations: dict[type[Op], str] = {
+            GrantUnits: "grant",
+            Reserve: "reserve",
+            Confirm: "confirm",
+            Cancel: "cancel",
+            CatchUp: "catch_up",
+        }
+        self._seconds = {kind: seconds.cell(name) for kind, name in operations.items()}
+        self._sweep_seconds = seconds.cell("sweep")
+        self._expiry_lag = self.metrics.gauge(
+            "expiry_lag_seconds", "How long the most overdue account has waited for the sweeper.", merge="max"
+        ).cell()
+
+    def _answered(self, op: Op, outcome: Grant | Hold) -> None:
+        if not outcome.created:
+            self._asked(op)["replayed"].inc()
+        elif isinstance(outcome, Hold) and outcome.phase == "tombstone":
+            self._settlements["tombstone"].inc()
+
+    def _refused(self, op: Op, refusal: QuotaError) -> None:
+        self._asked(op)["insufficient" if isinstance(refusal, InsufficientQuota) else "refused"].inc()
+
+    def _asked(self, op: Op) -> dict[str, Any]:
+        if isinstance(op, GrantUnits):
+            return self._grants
+        return self._holds if isinstance(op, Reserve) else self._settlements
+
+    def _written(self, unit: str, entry: EntryRow) -> None:
+        if entry.kind == "granted":
+            self._grants["granted"].inc()
+            self._units["granted"].cell(unit).inc(entry.amount)
+        elif entry.kind == "held":
+            self._holds["held"].inc()
+            self._units["held"].cell(unit).inc(entry.amount)
+        elif entry.kind in _SETTLEMENTS:
+            self._settlements[_SETTLEMENTS[entry.kind]].inc()
+            self._units["spent"].cell(unit).inc(entry.spent_change)
+            self._units["returned"].cell(unit).inc(entry.available_change)
+        self._units["expired"].cell(unit).inc(entry.expired_change)
+
+
+def _is_due(row: AccountRow, now_us: int) -> bool:
+    return row.next_due_at_us <= now_us
+
+
+def _require_open(hold: Hold) -> None:
+    if hold.phase == "confirmed":
+        raise HoldConfirmed(key=hold.key, hold_id=hold.id, captured=hold.captured)
+    if hold.phase == "expired":
+        raise HoldExpired(key=hold.key, hold_id=hold.id, expired_at_us=hold.expires_at_us)
+    if hold.phase != "open":
+        raise HoldCancelled(key=hold.key, hold_id=hold.id)
+
+
+def _event(account: AccountRow, entry: EntryRow) -> Event:
+    data = {
+        "unit": account.unit,
+        "kind": entry.kind,
+        "id": entry.op_id,
+        "key": entry.op_key,
+        "amount": entry.amount,
+        "available": entry.available,
+        "reserved": entry.reserved,
+        "reason": entry.reason,
+        "at_us": entry.at_us,
+    }
+    name = f"quota.{_EVENTS.get(entry.kind, entry.kind)}"
+    return Event(name=name, tenant=account.tenant, subject=account.subject, data=data)

@@ -1,0 +1,117 @@
+"""The words of the ledger: what goes in and what comes out, all frozen."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+Phase = Literal["open", "confirmed", "cancelled", "expired", "tombstone"]
+"""A hold is ``open`` until exactly one of the others happens; a ``tombstone`` was cancelled before it was made."""
+
+EntryKind = Literal["granted", "activated", "held", "confirmed", "cancelled", "hold_expired", "grant_expired"]
+
+
+class AccountLike(Protocol):
+    """Anything with these three read-only names; packages that only pass accounts through bring their own."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+
+
+class Account(msgspec.Struct, frozen=True):
+    """Whose units of what: ``Account("acme", "u_7", "credits")``. It begins to exist with its first grant.
+
+    ``tenant`` (may be empty) and ``subject`` have up to 128, ``unit`` up to 32 visible ASCII characters.
+    """
+
+    tenant: str
+    subject: str
+    unit: str
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    """Units given, as they are now. ``created`` is False when the key was known and nothing changed."""
+
+    id: str
+    tenant: str
+    subject: str
+    unit: str
+    key: str
+    amount: int
+    source: str
+    priority: int
+    effective_at_us: int
+    expires_at_us: int | None
+    remaining: int
+    created: bool
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """Units set aside, as they are now: ``amount`` of them, ``captured`` charged at the end.
+
+    ``created`` says whether *this call* made the change: False for every repeat.
+    """
+
+    id: str
+    tenant: str
+    subject: str
+    unit: str
+    key: str
+    amount: int
+    captured: int
+    phase: Phase
+    expires_at_us: int
+    created: bool
+
+
+class OpenHold(msgspec.Struct, kw_only=True):
+    """What ``async with ledger.hold(…) as work`` gives; set ``work.charge`` to charge less than was held."""
+
+    hold: Hold
+    charge: int | None = None
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """``available`` can be held now, ``reserved`` is held, ``pending`` is granted for later; the rest is gone."""
+
+    available: int = 0
+    reserved: int = 0
+    spent: int = 0
+    expired: int = 0
+    pending: int = 0
+
+
+class AccountBalance(Balance, frozen=True, kw_only=True):
+    """The balance of one unit of a subject."""
+
+    unit: str
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of an account's history: what changed, and the balances after it.
+
+    ``seq`` counts 1, 2, 3, … per account without a gap. ``amount`` is what the line is about (granted, held,
+    charged, given back, expired), the four ``…_change`` say where it went. ``at_us`` of an expiry is the instant it
+    was due, however late it was written down.
+    """
+
+    unit: str
+    seq: int
+    kind: EntryKind
+    key: str
+    reason: str
+    at_us: int
+    amount: int
+    available_change: int
+    reserved_change: int
+    spent_change: int
+    expired_change: int
+    available: int
+    reserved: int
+    spent: int
+    expired: int

@@ -1,0 +1,78 @@
+-- Times are microseconds UTC by the database's clock, 9007199254740991 stands for never. Amounts are whole units.
+
+CREATE TABLE daydo_quota_account (
+  id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+  tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  subject VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  unit VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  pending BIGINT NOT NULL DEFAULT 0 CHECK (pending >= 0),
+  available BIGINT NOT NULL DEFAULT 0 CHECK (available >= 0),
+  reserved BIGINT NOT NULL DEFAULT 0 CHECK (reserved >= 0),
+  spent BIGINT NOT NULL DEFAULT 0 CHECK (spent >= 0),
+  expired BIGINT NOT NULL DEFAULT 0 CHECK (expired >= 0),
+  seq BIGINT NOT NULL DEFAULT 0,
+  next_due_at_us BIGINT NOT NULL DEFAULT 9007199254740991,
+  UNIQUE KEY daydo_quota_account_owner (tenant, subject, unit),
+  KEY daydo_quota_account_due (next_due_at_us)
+) ENGINE=InnoDB;
+
+CREATE TABLE daydo_quota_grant (
+  id VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+  account_id BIGINT NOT NULL,
+  tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  op_key VARCHAR(200) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  fingerprint VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  source VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  priority SMALLINT NOT NULL,
+  effective_at_us BIGINT NOT NULL,
+  expires_at_us BIGINT NOT NULL,
+  created_at_us BIGINT NOT NULL,
+  phase VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  granted BIGINT NOT NULL,
+  remaining BIGINT NOT NULL CHECK (remaining >= 0),
+  held BIGINT NOT NULL CHECK (held >= 0),
+  spent BIGINT NOT NULL CHECK (spent >= 0),
+  expired BIGINT NOT NULL CHECK (expired >= 0),
+  UNIQUE KEY daydo_quota_grant_op (tenant, op_key),
+  KEY daydo_quota_grant_burn (account_id, phase, priority, expires_at_us, id),
+  CHECK (granted = remaining + held + spent + expired)
+) ENGINE=InnoDB;
+
+CREATE TABLE daydo_quota_hold (
+  id VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+  account_id BIGINT NOT NULL,
+  tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  op_key VARCHAR(200) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  fingerprint VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  amount BIGINT NOT NULL CHECK (amount >= 0),
+  captured BIGINT NOT NULL CHECK (captured >= 0),
+  phase VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  expires_at_us BIGINT NOT NULL,
+  parts MEDIUMTEXT CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  created_at_us BIGINT NOT NULL,
+  resolved_at_us BIGINT NOT NULL,
+  UNIQUE KEY daydo_quota_hold_op (tenant, op_key),
+  KEY daydo_quota_hold_due (account_id, phase, expires_at_us)
+) ENGINE=InnoDB;
+
+CREATE TABLE daydo_quota_entry (
+  account_id BIGINT NOT NULL,
+  seq BIGINT NOT NULL,
+  op_id VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  step VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  kind VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  op_key VARCHAR(200) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  reason VARCHAR(200) CHARACTER SET utf8mb4 NOT NULL,
+  at_us BIGINT NOT NULL,
+  amount BIGINT NOT NULL,
+  available_change BIGINT NOT NULL,
+  reserved_change BIGINT NOT NULL,
+  spent_change BIGINT NOT NULL,
+  expired_change BIGINT NOT NULL,
+  available BIGINT NOT NULL,
+  reserved BIGINT NOT NULL,
+  spent BIGINT NOT NULL,
+  expired BIGINT NOT NULL,
+  PRIMARY KEY (account_id, seq),
+  UNIQUE KEY daydo_quota_entry_op (op_id, step)
+) ENGINE=InnoDB;

@@ -1,0 +1,81 @@
+-- Times are microseconds UTC by the database's clock, 9007199254740991 stands for never. Amounts are whole units.
+
+CREATE TABLE daydo_quota_account (
+  id INTEGER PRIMARY KEY,
+  tenant TEXT NOT NULL,
+  subject TEXT NOT NULL,
+  unit TEXT NOT NULL,
+  pending INTEGER NOT NULL DEFAULT 0 CHECK (pending >= 0),
+  available INTEGER NOT NULL DEFAULT 0 CHECK (available >= 0),
+  reserved INTEGER NOT NULL DEFAULT 0 CHECK (reserved >= 0),
+  spent INTEGER NOT NULL DEFAULT 0 CHECK (spent >= 0),
+  expired INTEGER NOT NULL DEFAULT 0 CHECK (expired >= 0),
+  seq INTEGER NOT NULL DEFAULT 0,
+  next_due_at_us INTEGER NOT NULL DEFAULT 9007199254740991,
+  UNIQUE (tenant, subject, unit)
+);
+
+CREATE INDEX daydo_quota_account_due ON daydo_quota_account (next_due_at_us);
+
+CREATE TABLE daydo_quota_grant (
+  id TEXT NOT NULL PRIMARY KEY,
+  account_id INTEGER NOT NULL,
+  tenant TEXT NOT NULL,
+  op_key TEXT NOT NULL,
+  fingerprint TEXT NOT NULL,
+  source TEXT NOT NULL,
+  priority INTEGER NOT NULL,
+  effective_at_us INTEGER NOT NULL,
+  expires_at_us INTEGER NOT NULL,
+  created_at_us INTEGER NOT NULL,
+  phase TEXT NOT NULL,
+  granted INTEGER NOT NULL,
+  remaining INTEGER NOT NULL CHECK (remaining >= 0),
+  held INTEGER NOT NULL CHECK (held >= 0),
+  spent INTEGER NOT NULL CHECK (spent >= 0),
+  expired INTEGER NOT NULL CHECK (expired >= 0),
+  UNIQUE (tenant, op_key),
+  CHECK (granted = remaining + held + spent + expired)
+) WITHOUT ROWID;
+
+CREATE INDEX daydo_quota_grant_burn ON daydo_quota_grant (account_id, phase, priority, expires_at_us, id);
+
+CREATE TABLE daydo_quota_hold (
+  id TEXT NOT NULL PRIMARY KEY,
+  account_id INTEGER NOT NULL,
+  tenant TEXT NOT NULL,
+  op_key TEXT NOT NULL,
+  fingerprint TEXT NOT NULL,
+  amount INTEGER NOT NULL CHECK (amount >= 0),
+  captured INTEGER NOT NULL CHECK (captured >= 0),
+  phase TEXT NOT NULL,
+  expires_at_us INTEGER NOT NULL,
+  parts TEXT NOT NULL,
+  created_at_us INTEGER NOT NULL,
+  resolved_at_us INTEGER NOT NULL,
+  UNIQUE (tenant, op_key)
+) WITHOUT ROWID;
+
+CREATE INDEX daydo_quota_hold_due ON daydo_quota_hold (account_id, phase, expires_at_us);
+
+CREATE TABLE daydo_quota_entry (
+  account_id INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  op_id TEXT NOT NULL,
+  step TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  op_key TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  at_us INTEGER NOT NULL,
+  amount INTEGER NOT NULL,
+  available_change INTEGER NOT NULL,
+  reserved_change INTEGER NOT NULL,
+  spent_change INTEGER NOT NULL,
+  expired_change INTEGER NOT NULL,
+  available INTEGER NOT NULL,
+  reserved INTEGER NOT NULL,
+  spent INTEGER NOT NULL,
+  expired INTEGER NOT NULL,
+  PRIMARY KEY (account_id, seq),
+  UNIQUE (op_id, step)
+) WITHOUT ROWID;

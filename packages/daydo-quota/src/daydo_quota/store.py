@@ -1,0 +1,222 @@
+"""The tables under the planner: what a batch must know, read under its accounts' locks, and what it decided, written.
+
+The account row's lock is the only mutex: grants, holds and entries of an account change only under it. In our own
+transaction (READ COMMITTED, or SQLite's one writer) everything after that lock is read plainly. In a caller's
+transaction (``enlisted``) the session may be at REPEATABLE READ with an old snapshot, so everything is read with
+locks. One exception: a locking read of a *missing* key would lock a gap there, and two newcomers would deadlock. So
+keys of rows to be made are looked up plainly first, and where a row is missing only because the snapshot is old, its
+INSERT says so (``UniqueViolation``): then the state is read again, with ``sure=True``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from daydo_db import Tx, Value
+from daydo_kernel import Clock
+
+from .planner import (
+    NEVER_US,
+    AccountKey,
+    AccountRow,
+    Cancel,
+    CatchUp,
+    Confirm,
+    EntryRow,
+    GrantRow,
+    GrantUnits,
+    HoldRow,
+    Op,
+    Part,
+    Plan,
+    Reserve,
+    State,
+)
+
+ALL_DUE = 2**31 - 1
+"""As a limit: every overdue hold, because an operation must see the account exactly as it is now."""
+
+_INSERT_ROWS = 500
+
+Row = TypeVar("Row", AccountRow, GrantRow, HoldRow)
+
+_TABLES: dict[type[msgspec.Struct], str] = {
+    AccountRow: "daydo_quota_account",
+    GrantRow: "daydo_quota_grant",
+    HoldRow: "daydo_quota_hold",
+    EntryRow: "daydo_quota_entry",
+}
+_CHANGING: dict[type[msgspec.Struct], tuple[str, ...]] = {
+    AccountRow: ("pending", "available", "reserved", "spent", "expired", "seq", "next_due_at_us"),
+    GrantRow: ("phase", "remaining", "held", "spent", "expired"),
+    HoldRow: ("phase", "captured", "parts", "resolved_at_us"),
+}
+_PARTS = msgspec.json.Decoder(list[Part])
+
+# The two ways of "make it unless it is there": catching UniqueViolation instead would leave a shared lock on the other
+# transaction's row, and two newcomers who both want it exclusively next would deadlock.
+_OPEN_ACCOUNT = {
+    "sqlite": "INSERT INTO daydo_quota_account (tenant, subject, unit) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+    "mysql": "INSERT INTO daydo_quota_account (tenant, subject, unit) VALUES (?, ?, ?) ON DUPLICATE KEY UPDATE id = id",
+}
+
+
+class Store(msgspec.Struct, frozen=True):
+    """One transaction's view of the tables."""
+
+    tx: Tx
+    clock: Clock | None
+    enlisted: bool
+
+    async def read(self, ops: Sequence[Op], *, sure: bool = False) -> tuple[State, int]:
+        """The state ``ops`` are decided on, and the time, read after the locks were had."""
+        rows = [await self._lock(key, _opens_account(key, ops)) for key in sorted({op.account for op in ops})]
+        accounts = {(row.tenant, row.subject, row.unit): row for row in rows if row is not None}
+        return await self._read_under_lock(accounts, ops, sure, ALL_DUE)
+
+    async def read_due(self, account_id: int, limit: int) -> tuple[State, int]:
+        """The first ``limit`` overdue holds of an account; an empty state if another process has the account."""
+        select = f"{_select(AccountRow)} WHERE id = ? {self.tx.dialect.for_update} {self.tx.dialect.skip_locked}"
+        rows = await self._fetch(AccountRow, select, [account_id])
+        return await self._read_under_lock({(row.tenant, row.subject, row.unit): row for row in rows}, [], True, limit)
+
+    async def insert_keys(self, plan: Plan) -> None:
+        """The rows that claim keys; first of all writes, so that a refused one has nothing to undo.
+
+        Raises:
+            UniqueViolation: another transaction claimed a key since it was looked up.
+        """
+        await self._insert(plan.new_grants)
+        await self._insert(plan.new_holds)
+
+    async def write(self, plan: Plan) -> None:
+        """Everything else. A wrong second writer would fail here: (account, seq) and (op_id, step) are unique."""
+        await self._insert(plan.entries)
+        for grant in plan.grants:
+            await self._update(grant, grant.id)
+        for hold in plan.holds:
+            await self._update(hold, hold.id)
+        for account in plan.accounts:
+            await self._update(account, account.id)
+
+    async def now_us(self) -> int:
+        if self.clock is not None:
+            return self.clock.now_us()
+        # A statement of its own: MySQL's time is that of the statement's start, and the lock may have taken a while.
+        result = await self.tx.execute(f"SELECT {self.tx.dialect.now_us}")
+        return int(result.rows[0][0])
+
+    @property
+    def _locking(self) -> str:
+        return self.tx.dialect.for_update if self.enlisted else ""
+
+    async def _lock(self, key: AccountKey, opens: bool) -> AccountRow | None:
+        select = f"{_select(AccountRow)} WHERE tenant = ? AND subject = ? AND unit = ?"
+        open_account = _OPEN_ACCOUNT[self.tx.dialect.name]
+        if opens and self.enlisted and not await self._fetch(AccountRow, select, key):
+            await self.tx.execute(open_account, key)
+        select = f"{select} {self.tx.dialect.for_update}"
+        rows = await self._fetch(AccountRow, select, key)
+        if not rows and opens:
+            await self.tx.execute(open_account, key)
+            rows = await self._fetch(AccountRow, select, key)
+        return rows[0] if rows else None
+
+    async def _read_under_lock(
+        self, accounts: dict[AccountKey, AccountRow], ops: Sequence[Op], sure: bool, limit: int
+    ) -> tuple[State, int]:
+        now_us = await self.now_us()
+        grants = await self._by_key(GrantRow, _keys(ops, GrantUnits), sure)
+        holds = await self._by_key(HoldRow, _keys(ops, Confirm), sure=True)
+        holds += await self._by_key(HoldRow, _keys(ops, Reserve, Cancel), sure)
+        due = [row.id for row in accounts.values() if row.next_due_at_us <= now_us]
+        moved = [accounts[op.account].id for op in ops if op.account in accounts and not isinstance(op, _QUIET)]
+        grants += await self._unfinished_grants(sorted({*due, *moved}))
+        next_hold_us = {}
+        for account_id in due:
+            overdue, next_hold_us[account_id] = await self._overdue_holds(account_id, now_us, limit)
+            holds += overdue
+        return State(accounts=accounts, grants=grants, holds=holds, next_hold_us=next_hold_us), now_us
+
+    async def _by_key(self, table: type[Row], keys: Sequence[tuple[str, str]], sure: bool) -> list[Row]:
+        if not keys:
+            return []
+        where = " OR ".join(["tenant = ? AND op_key = ?"] * len(keys))
+        args = [part for key in keys for part in key]
+        if self._locking and not sure:
+            found = await self._fetch(table, f"{_select(table)} WHERE {where}", args)
+            if not found:
+                return []
+            where, args = f"id IN ({_marks(found)})", [str(row.id) for row in found]
+        return await self._fetch(table, f"{_select(table)} WHERE {where} {self._locking}", args)
+
+    async def _unfinished_grants(self, account_ids: Sequence[int]) -> list[GrantRow]:
+        if not account_ids:
+            return []
+        select = (
+            f"{_select(GrantRow)} WHERE account_id IN ({_marks(account_ids)}) "
+            f"AND phase IN ('pending', 'live', 'lapsed') {self._locking}"
+        )
+        return await self._fetch(GrantRow, select, account_ids)
+
+    async def _overdue_holds(self, account_id: int, now_us: int, limit: int) -> tuple[list[HoldRow], int]:
+        open_holds = f"{_select(HoldRow)} WHERE account_id = ? AND phase = 'open'"
+        in_order = f"ORDER BY expires_at_us LIMIT ? {self._locking}"
+        args = (account_id, now_us)
+        overdue = await self._fetch(HoldRow, f"{open_holds} AND expires_at_us <= ? {in_order}", (*args, limit))
+        if len(overdue) == limit:
+            return overdue, overdue[-1].expires_at_us
+        later = await self._fetch(HoldRow, f"{open_holds} AND expires_at_us > ? {in_order}", (*args, 1))
+        return overdue, later[0].expires_at_us if later else NEVER_US
+
+    async def _fetch(self, table: type[Row], sql: str, args: Sequence[Value]) -> list[Row]:
+        result = await self.tx.execute(sql, args)
+        rows = [table(*row) for row in result.rows]
+        for row in rows:
+            if isinstance(row, HoldRow):
+                row.parts = _PARTS.decode(row.parts)  # type: ignore[arg-type]  # text, as it came
+        return rows
+
+    async def _insert(self, rows: Sequence[GrantRow | HoldRow | EntryRow]) -> None:
+        for start in range(0, len(rows), _INSERT_ROWS):
+            some = rows[start : start + _INSERT_ROWS]
+            names = some[0].__struct_fields__
+            marks = ", ".join([f"({_marks(names)})"] * len(some))
+            insert = f"INSERT INTO {_TABLES[type(some[0])]} ({', '.join(names)}) VALUES {marks}"  # noqa: S608
+            await self.tx.execute(insert, [value for row in some for value in _values(row, names)])
+
+    async def _update(self, row: AccountRow | GrantRow | HoldRow, row_id: int | str) -> None:
+        names = _CHANGING[type(row)]
+        changes = ", ".join(f"{name} = ?" for name in names)
+        await self.tx.execute(
+            f"UPDATE {_TABLES[type(row)]} SET {changes} WHERE id = ?",  # noqa: S608 - names of ours
+            [*_values(row, names), row_id],
+        )
+
+
+_QUIET = (GrantUnits, CatchUp)
+
+
+def _select(table: type[msgspec.Struct]) -> str:
+    return f"SELECT {', '.join(table.__struct_fields__)} FROM {_TABLES[table]}"  # noqa: S608 - names of ours
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _values(row: msgspec.Struct, names: Iterable[str]) -> list[Value]:
+    values = (getattr(row, name) for name in names)
+    return [msgspec.json.encode(value).decode() if isinstance(value, list) else value for value in values]
+
+
+def _opens_account(key: AccountKey, ops: Sequence[Op]) -> bool:
+    return any(op.account == key and isinstance(op, GrantUnits | Cancel) for op in ops)
+
+
+def _keys(ops: Sequence[Op], *kinds: type[GrantUnits | Reserve | Confirm | Cancel]) -> list[tuple[str, str]]:
+    named = {(op.account[0], op.key) for op in ops if not isinstance(op, CatchUp) and isinstance(op, kinds)}
+    return sorted(named)

@@ -1,0 +1,100 @@
+"""Inside an SQLAlchemy session: MySQL's default isolation level, an old snapshot, none of our session settings."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+
+from daydo_db import Database, Tx
+from daydo_db.sqlalchemy import enlist
+from daydo_kernel.testing import ManualClock
+from daydo_quota import Account, Balance, InsufficientQuota, Ledger
+from daydo_quota.testing import InTransaction, LedgerConformance, check_books
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    url = database_url.replace("sqlite:", "sqlite+aiosqlite:").replace("mysql:", "mysql+aiomysql:")
+    options = {"isolation_level": "REPEATABLE READ"} if "mysql" in url else {}
+    engine = create_async_engine(url, pool_size=50, **options)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def own(db: Database, clock: ManualClock) -> AsyncIterator[Ledger]:
+    async with Ledger(db, clock=clock) as ledger:
+        yield ledger
+    await check_books(db)
+
+
+class TestInASession(LedgerConformance):
+    """Every call in a session that has read the ledger's tables before, so that its snapshot is old."""
+
+    @pytest.fixture
+    def ledger(self, own: Ledger, engine: AsyncEngine) -> InTransaction:
+        sessions = async_sessionmaker(engine)
+
+        @asynccontextmanager
+        async def enlisted() -> AsyncIterator[Tx]:
+            async with sessions.begin() as session:
+                tx = await enlist(session)
+                await session.execute(text("SELECT COUNT(*) FROM daydo_quota_account"))
+                yield tx
+
+        return InTransaction(own, enlisted)
+
+
+@pytest.mark.dialect("mysql")
+async def test_an_old_snapshot_does_not_oversell(own: Ledger, engine: AsyncEngine) -> None:
+    """A caller at REPEATABLE READ that still sees ten credits is refused what another one has taken since."""
+    account = Account("acme", "u_7", "credits")
+    await own.grant(account, 10, key="order")
+    async with async_sessionmaker(engine).begin() as session:
+        tx = await enlist(session)
+        seen = text("SELECT available FROM daydo_quota_account")
+        assert await session.scalar(seen) == 10
+        await own.reserve(account, 10, key="first")
+        assert await session.scalar(seen) == 10, "the snapshot is meant to be old"
+        with pytest.raises(InsufficientQuota):
+            await own.reserve(account, 1, key="second", tx=tx)
+        await own.cancel(account, key="first", tx=tx)
+        assert (await own.reserve(account, 10, key="third", tx=tx)).created
+        assert await session.scalar(seen) == 0
+    assert await own.balance(account) == Balance(reserved=10)
+
+
+@pytest.mark.dialect("mysql")
+async def test_an_old_snapshot_sees_what_is_overdue(own: Ledger, engine: AsyncEngine, clock: ManualClock) -> None:
+    """Holds made after a caller's snapshot time out for it too, and none of those still open is forgotten."""
+    account = Account("acme", "u_7", "credits")
+    await own.grant(account, 10, key="order")
+    async with async_sessionmaker(engine).begin() as session:
+        tx = await enlist(session)
+        await session.execute(text("SELECT COUNT(*) FROM daydo_quota_hold"))
+        await own.reserve(account, 6, key="stranded", ttl_s=10)
+        await own.reserve(account, 4, key="stranded_longer", ttl_s=20)
+        clock.advance(10)
+        assert (await own.reserve(account, 6, key="next", ttl_s=60, tx=tx)).created
+    clock.advance(10)
+    assert await own.balance(account) == Balance(available=4, reserved=6)
+
+
+async def test_a_rollback_takes_everything_with_it(own: Ledger, engine: AsyncEngine) -> None:
+    """Rows, history and counters of a call in a transaction that is rolled back never were."""
+    account = Account("acme", "u_7", "credits")
+    session = async_sessionmaker(engine)()
+    await own.grant(account, 50, key="order", tx=await enlist(session))
+    await session.rollback()
+    await session.close()
+    assert await own.balance(account) == Balance()
+    assert not (await own.history("acme", "u_7")).items
+    [grants] = [family for family in own.metrics.snapshot() if family.name == "daydo_quota_grants_total"]
+    assert all(cell.values == [0.0] for cell in grants.cells)

@@ -1,0 +1,414 @@
+# ruff: noqa: PT012 - the block that raises is the test
+"""Blocks, processes, events, counters and health: what surrounds the operations."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from daydo_db import CommitUnknown, Database, InsideTransaction, SchemaOutdated, Tx, migrate
+from daydo_kernel import BadRequest, Event, NotStarted
+from daydo_kernel.testing import ManualClock, RecordedEvents
+from daydo_quota import (
+    Account,
+    Balance,
+    BooksDisagree,
+    ChargeExceedsHold,
+    HoldCancelled,
+    HoldConfirmed,
+    HoldExpired,
+    Ledger,
+    LedgerConfig,
+)
+from daydo_quota.testing import check_books
+
+T = TypeVar("T")
+
+CREDITS = Account("acme", "u_7", "credits")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def events() -> RecordedEvents:
+    return RecordedEvents()
+
+
+@pytest.fixture
+async def ledger(db: Database, clock: ManualClock, events: RecordedEvents) -> AsyncIterator[Ledger]:
+    async with Ledger(db, clock=clock, events=events) as ledger:
+        yield ledger
+    await check_books(db)
+
+
+def count(ledger: Ledger, family: str, *labels: str) -> float:
+    [found] = [found for found in ledger.metrics.snapshot() if found.name == f"daydo_quota_{family}"]
+    return next((cell.values[0] for cell in found.cells if cell.labels == labels), 0.0)
+
+
+# Blocks
+
+
+async def test_a_block_confirms_what_it_charges(ledger: Ledger) -> None:
+    """The rest of the hold is available again; without a charge, all of it is charged."""
+    await ledger.grant(CREDITS, 20, key="order")
+    async with ledger.hold(CREDITS, 5, key="a") as work:
+        work.charge = 2
+    async with ledger.hold(CREDITS, 5, key="b"):
+        assert await ledger.balance(CREDITS) == Balance(available=13, reserved=5, spent=2)
+    assert await ledger.balance(CREDITS) == Balance(available=13, spent=7)
+
+
+async def test_a_block_that_fails_returns_everything(ledger: Ledger) -> None:
+    """And its own error passes through."""
+    await ledger.grant(CREDITS, 5, key="order")
+    with pytest.raises(ZeroDivisionError):
+        async with ledger.hold(CREDITS, 5, key="task"):
+            raise ZeroDivisionError
+    assert await ledger.balance(CREDITS) == Balance(available=5)
+
+
+async def test_a_block_that_is_cancelled_returns_everything(ledger: Ledger) -> None:
+    """A client that disconnects pays nothing, also if its task is cancelled again while that is settled."""
+    await ledger.grant(CREDITS, 5, key="order")
+    inside = asyncio.Event()
+
+    async def work() -> None:
+        async with ledger.hold(CREDITS, 5, key="task"):
+            inside.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await inside.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(5):
+        while (await ledger.balance(CREDITS)).reserved:  # noqa: ASYNC110 - another task's commit
+            await asyncio.sleep(0.01)
+    assert await ledger.balance(CREDITS) == Balance(available=5)
+
+
+async def test_a_duplicate_block_that_fails_leaves_the_original_alone(ledger: Ledger) -> None:
+    """The hold belongs to the block that made it."""
+    await ledger.grant(CREDITS, 5, key="order")
+    async with ledger.hold(CREDITS, 5, key="task"):
+        with pytest.raises(ZeroDivisionError):
+            async with ledger.hold(CREDITS, 5, key="task") as duplicate:
+                assert not duplicate.hold.created
+                raise ZeroDivisionError
+    assert await ledger.balance(CREDITS) == Balance(spent=5)
+
+
+async def test_a_block_is_not_entered_for_a_hold_that_is_over(ledger: Ledger, clock: ManualClock) -> None:
+    """Work that was settled, cancelled or timed out under this key must not be done again for nothing."""
+    await ledger.grant(CREDITS, 10, key="order")
+    for key in ("confirmed", "cancelled", "expired"):
+        await ledger.reserve(CREDITS, 1, key=key, ttl_s=30)
+    await ledger.confirm(CREDITS, key="confirmed")
+    await ledger.cancel(CREDITS, key="cancelled")
+    clock.advance(30)
+    for key, error in (("confirmed", HoldConfirmed), ("cancelled", HoldCancelled), ("expired", HoldExpired)):
+        with pytest.raises(error):
+            async with ledger.hold(CREDITS, 1, key=key, ttl_s=30):
+                pytest.fail("the block must not run")
+
+
+async def test_a_charge_above_the_hold_leaves_it_to_its_timeout(ledger: Ledger, clock: ManualClock) -> None:
+    """The caller hears of it and may still confirm; nobody is charged by accident."""
+    await ledger.grant(CREDITS, 10, key="order")
+    with pytest.raises(ChargeExceedsHold):
+        async with ledger.hold(CREDITS, 5, key="task", ttl_s=30) as work:
+            work.charge = 6
+    assert await ledger.balance(CREDITS) == Balance(available=5, reserved=5)
+    clock.advance(30)
+    assert await ledger.balance(CREDITS) == Balance(available=10)
+
+
+async def test_a_ledger_waits_for_open_blocks(db: Database, clock: ManualClock) -> None:
+    """On its way out it takes no new work, and lets the blocks that are open settle."""
+    inside, done = asyncio.Event(), asyncio.Event()
+    ledger = Ledger(db, clock=clock)
+
+    async def work() -> None:
+        async with ledger.hold(CREDITS, 5, key="task"):
+            inside.set()
+            await done.wait()
+
+    async with ledger:
+        await ledger.grant(CREDITS, 5, key="order")
+        task = asyncio.create_task(work())
+        await inside.wait()
+        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        with pytest.raises(NotStarted):
+            await ledger.reserve(CREDITS, 1, key="new")
+        done.set()
+        await asyncio.gather(task, leaving)
+    async with Ledger(db, clock=clock) as after:
+        assert await after.balance(CREDITS) == Balance(spent=5)
+
+
+# Transactions
+
+
+async def test_with_tx_a_call_belongs_to_the_caller(ledger: Ledger, db: Database, events: RecordedEvents) -> None:
+    """Rolled back with it: rows, events and counters; and its refusals do not end it."""
+    with pytest.raises(ZeroDivisionError):
+        async with db.transaction() as tx:
+            await ledger.grant(CREDITS, 5, key="order", tx=tx)
+            await ledger.reserve(CREDITS, 5, key="task", tx=tx)
+            raise ZeroDivisionError
+    assert await ledger.balance(CREDITS) == Balance()
+    assert events.names == []
+    assert count(ledger, "holds_total", "held") == 0
+    async with db.transaction() as tx:
+        await ledger.grant(CREDITS, 5, key="order", tx=tx)
+        await ledger.reserve(CREDITS, 5, key="task", tx=tx)
+        with pytest.raises(ChargeExceedsHold):
+            await ledger.confirm(CREDITS, 6, key="task", tx=tx)
+        await ledger.confirm(CREDITS, 4, key="task", tx=tx)
+        assert await ledger.balance(CREDITS, tx=tx) == Balance(available=1, spent=4)
+    assert await ledger.balance(CREDITS) == Balance(available=1, spent=4)
+    assert events.names == ["quota.granted", "quota.held", "quota.confirmed"]
+
+
+async def test_forgetting_tx_is_refused(ledger: Ledger, db: Database) -> None:
+    """Inside a transaction of this task a call without ``tx=`` raises instead of waiting for itself."""
+    async with db.transaction():
+        with pytest.raises(InsideTransaction):
+            await ledger.grant(CREDITS, 5, key="order")
+
+
+class LostAnswers(Database):
+    """A database whose every commit of ``run`` happens and whose answer is lost, once per call."""
+
+    lose = True
+
+    async def run(self, fn: Callable[[Tx], Awaitable[T]], *, tx: Tx | None = None, retries: int = 3) -> T:
+        result = await super().run(fn, tx=tx, retries=retries)
+        self.lose = not self.lose
+        if not self.lose:
+            raise CommitUnknown
+        return result
+
+
+async def test_a_lost_answer_to_commit_is_asked_again(database_url: str, clock: ManualClock) -> None:
+    """The call is repeated under its key: nothing is doubled, and ``created`` says that it was this call."""
+    async with LostAnswers(database_url) as db:
+        await migrate(db, "daydo_quota")
+        async with Ledger(db, clock=clock) as ledger:
+            assert (await ledger.grant(CREDITS, 10, key="order")).created
+            assert (await ledger.reserve(CREDITS, 4, key="task")).created
+            assert (await ledger.confirm(CREDITS, 3, key="task")).captured == 3
+            assert (await ledger.cancel(CREDITS, key="unknown")).created
+            assert await ledger.balance(CREDITS) == Balance(available=7, spent=3)
+
+
+async def test_the_databases_clock_rules(db: Database) -> None:
+    """Without a clock passed in, a hold is dated by the database."""
+    async with Ledger(db) as ledger:
+        await ledger.grant(CREDITS, 10, key="order")
+        hold = await ledger.reserve(CREDITS, 4, key="task", ttl_s=60)
+        [(now_us,)] = (await db.query(f"SELECT {db.dialect.now_us}")).rows
+        assert 0 <= now_us + 60_000_000 - hold.expires_at_us < 10_000_000
+        await ledger.reserve(CREDITS, 4, key="short", ttl_s=0.001)
+        await asyncio.sleep(0.01)
+        assert (await ledger.cancel(CREDITS, key="short")).phase == "expired"
+        assert await ledger.sweep() == 0
+
+
+@pytest.mark.dialect("mysql")
+async def test_time_is_read_after_the_wait_for_the_lock(db: Database) -> None:
+    """A confirm that waited for the account beyond its hold's end comes too late, although it was sent in time."""
+    async with Ledger(db) as ledger:
+        await ledger.grant(CREDITS, 10, key="order")
+        await ledger.reserve(CREDITS, 4, key="task", ttl_s=0.3)
+        async with db.transaction() as tx:
+            await ledger.balance(CREDITS, tx=tx)
+            waiting = asyncio.create_task(ledger.confirm(CREDITS, key="task"))
+            await asyncio.sleep(0.4)
+        with pytest.raises(HoldExpired):
+            await waiting
+
+
+async def test_books_that_were_edited_by_hand_are_not_made_worse(ledger: Ledger, db: Database) -> None:
+    """An account that claims more than its grants hold refuses to reserve it."""
+    await ledger.grant(CREDITS, 5, key="order")
+    await db.execute("UPDATE daydo_quota_account SET available = 50")
+    with pytest.raises(BooksDisagree):
+        await ledger.reserve(CREDITS, 6, key="task")
+    await db.execute("UPDATE daydo_quota_account SET available = 5")
+
+
+# Sweeping
+
+
+async def test_sweepers_share_the_work(
+    ledger: Ledger, db: Database, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many at once, in small steps, write every expiry once, and in order where holds and a grant fall due together."""
+    config = LedgerConfig(sweep_interval_s=0, sweep_holds=2, sweep_accounts=3)
+    async with Ledger(db, config, clock=clock) as one, Ledger(db, config, clock=clock) as two:
+        accounts = [Account("acme", f"u_{number}", "credits") for number in range(5)]
+        for account in accounts:
+            await one.grant(account, 9, key=f"{account.subject}_g", expires_at_us=clock.now_us() + 30_000_000)
+            for number in range(5):
+                await one.reserve(account, 1, key=f"{account.subject}_{number}", ttl_s=30 + number // 3)
+        clock.advance(60)
+        while sum(await asyncio.gather(one.sweep(), two.sweep())):
+            pass
+        for account in accounts:
+            history = (await one.history("acme", account.subject)).items
+            kinds = [entry.kind for entry in reversed(history)][6:]
+            assert kinds == ["hold_expired"] * 3 + ["grant_expired"] + ["hold_expired"] * 2
+            assert await one.balance(account) == Balance(expired=9)
+    assert not caplog.records, "they never got into each other's way"
+
+
+async def test_one_broken_account_does_not_stop_the_sweep(
+    ledger: Ledger, db: Database, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and the others are brought up to date."""
+    broken, fine = CREDITS, Account("acme", "u_8", "credits")
+    for account in (broken, fine):
+        await ledger.grant(account, 5, key=f"{account.subject}_g")
+        await ledger.reserve(account, 5, key=f"{account.subject}_h", ttl_s=30)
+    await db.execute("UPDATE daydo_quota_hold SET parts = '[[\"gone\",5,0]]' WHERE op_key = 'u_7_h'")
+    clock.advance(30)
+    assert await ledger.sweep() == 1
+    assert "could not be brought up to date" in caplog.text
+    assert (await ledger.history("acme", "u_8")).items[0].kind == "hold_expired"
+    await db.execute("DELETE FROM daydo_quota_hold WHERE op_key = 'u_7_h'")
+    await db.execute("DELETE FROM daydo_quota_entry WHERE op_key LIKE 'u_7%'")
+    await db.execute("DELETE FROM daydo_quota_grant WHERE op_key = 'u_7_g'")
+    await db.execute("DELETE FROM daydo_quota_account WHERE subject = 'u_7'")
+
+
+async def test_the_sweeper_runs_by_itself(db: Database, clock: ManualClock) -> None:
+    """Nobody touches the account, and its history is complete soon after."""
+    async with Ledger(db, LedgerConfig(sweep_interval_s=0.01), clock=clock) as ledger:
+        await ledger.grant(CREDITS, 5, key="order")
+        await ledger.reserve(CREDITS, 5, key="task", ttl_s=30)
+        clock.advance(30)
+        async with asyncio.timeout(5):
+            while not count(ledger, "settlements_total", "expired"):  # noqa: ASYNC110 - another task's commit
+                await asyncio.sleep(0.01)
+
+
+# Telling others
+
+
+async def test_every_entry_is_an_event(ledger: Ledger, clock: ManualClock, events: RecordedEvents) -> None:
+    """In its transaction, in order, with JSON facts; a repeat is none."""
+    await ledger.grant(CREDITS, 5, key="order", effective_at_us=clock.now_us() + 1, reason="首充")
+    clock.advance(1)
+    for _ in range(2):
+        await ledger.reserve(CREDITS, 3, key="a", ttl_s=30)
+    await ledger.reserve(CREDITS, 2, key="b", ttl_s=30)
+    await ledger.cancel(CREDITS, key="b", reason="changed my mind")
+    clock.advance(30)
+    await ledger.balance(CREDITS)
+    assert events.names == [
+        "quota.granted",
+        "quota.activated",
+        "quota.held",
+        "quota.held",
+        "quota.cancelled",
+        "quota.expired",
+    ]
+    cancelled = events.events[4]
+    assert (cancelled.tenant, cancelled.subject) == ("acme", "u_7")
+    assert cancelled.data.items() >= {"unit": "credits", "key": "b", "amount": 2, "available": 2}.items()
+    assert cancelled.data["reason"] == "changed my mind"
+    msgspec.json.encode([event.data for event in events.events])
+
+
+class BrokenSink:
+    async def emit(self, event: Event, tx: Any = None) -> None:
+        raise RuntimeError("no room for another event")
+
+
+async def test_an_event_that_cannot_be_stored_stops_the_change(db: Database, clock: ManualClock) -> None:
+    """The change commits with its event or not at all."""
+    async with Ledger(db, clock=clock, events=BrokenSink()) as ledger:
+        with pytest.raises(RuntimeError, match="no room"):
+            await ledger.grant(CREDITS, 5, key="order")
+        assert await ledger.balance(CREDITS) == Balance()
+
+
+async def test_counters_tell_what_happened(ledger: Ledger, clock: ManualClock) -> None:
+    """By outcome and, in units, by unit."""
+    await ledger.grant(CREDITS, 10, key="order")
+    await ledger.reserve(CREDITS, 4, key="a")
+    await ledger.reserve(CREDITS, 4, key="a")
+    for call in (ledger.reserve(CREDITS, 40, key="b"), ledger.reserve(CREDITS, 5, key="a")):
+        with pytest.raises(Exception, match=r"quota|key"):
+            await call
+    await ledger.confirm(CREDITS, 3, key="a")
+    await ledger.cancel(CREDITS, key="never_made")
+    await ledger.reserve(CREDITS, 2, key="c", ttl_s=30)
+    clock.advance(30)
+    await ledger.sweep()
+    outcomes = {outcome: count(ledger, "holds_total", outcome) for outcome in ("held", "replayed", "insufficient")}
+    assert outcomes == {"held": 2, "replayed": 1, "insufficient": 1}
+    assert count(ledger, "holds_total", "refused") == 1
+    settled = {name: count(ledger, "settlements_total", name) for name in ("confirmed", "expired", "tombstone")}
+    assert settled == {"confirmed": 1, "expired": 1, "tombstone": 1}
+    units = {name: count(ledger, f"{name}_units_total", "credits") for name in ("granted", "held", "spent", "returned")}
+    assert units == {"granted": 10, "held": 6, "spent": 3, "returned": 3}
+
+
+async def test_health_tells_of_a_sweeper_that_is_late(ledger: Ledger, clock: ManualClock, db: Database) -> None:
+    """Nothing is wrong with the balances then, but idle accounts' history and events wait."""
+    assert (await ledger.health()).status == "ok"
+    await ledger.grant(CREDITS, 5, key="order")
+    await ledger.reserve(CREDITS, 5, key="task", ttl_s=30)
+    clock.advance(30 + 91)
+    late = await ledger.health()
+    assert (late.status, late.detail["expiry_lag_s"]) == ("degraded", 91)
+    await ledger.sweep()
+    assert (await ledger.health()).status == "ok"
+    assert (await Ledger(db).health()).status == "down"
+
+
+async def test_a_ledger_without_its_tables_does_not_start(database_url: str) -> None:
+    """The error names the command that makes them."""
+    async with Database(database_url) as db:
+        with pytest.raises(SchemaOutdated, match="daydo_db migrate"):
+            async with Ledger(db):
+                pytest.fail("it started")
+
+
+async def test_a_ledger_that_was_not_entered_says_so(db: Database) -> None:
+    """Every call does."""
+    ledger = Ledger(db)
+    calls: list[Awaitable[object]] = [
+        ledger.grant(CREDITS, 1, key="k"),
+        ledger.reserve(CREDITS, 1, key="k"),
+        ledger.confirm(CREDITS, key="k"),
+        ledger.cancel(CREDITS, key="k"),
+        ledger.hold(CREDITS, 1, key="k").__aenter__(),
+        ledger.balance(CREDITS),
+        ledger.accounts("acme", "u_7"),
+        ledger.history("acme", "u_7"),
+        ledger.sweep(),
+    ]
+    for call in calls:
+        with pytest.raises(NotStarted):
+            await call
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "e30x", "bnVsbA", "eyJjIjotMX0", "é", "A" * 9000])
+async def test_a_cursor_of_somebody_else_is_refused(ledger: Ledger, cursor: str) -> None:
+    """Clients invent cursors; that is their 400, not our 500."""
+    await ledger.grant(CREDITS, 1, key="order")
+    with pytest.raises(BadRequest):
+        await ledger.history("acme", "u_7", cursor=cursor)

@@ -1,0 +1,432 @@
+"""Random histories against the reference model: the planner alone with many, each database with some.
+
+Uniformly random keys find little, so the rules draw from live holds, and one repeats an earlier call verbatim.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from daydo_db import Database, migrate
+from daydo_kernel import new_id
+from daydo_kernel.testing import ManualClock
+from daydo_quota import Account, Balance, Grant, Hold, Ledger, LedgerConfig, QuotaError
+from daydo_quota.planner import (
+    NEVER_US,
+    AccountKey,
+    AccountRow,
+    Cancel,
+    CatchUp,
+    Confirm,
+    EntryRow,
+    GrantRow,
+    GrantUnits,
+    HoldRow,
+    Op,
+    Plan,
+    Reserve,
+    State,
+    plan,
+)
+from daydo_quota.testing import LedgerModel, check_books
+
+TTL_US = 300_000_000
+SECOND_US = 1_000_000
+
+
+class Books:
+    """The tables as lists, for the planner alone; checks after every plan what must always hold."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[AccountKey, AccountRow] = {}
+        self.grants: dict[str, GrantRow] = {}
+        self.holds: dict[str, HoldRow] = {}
+        self.entries: list[EntryRow] = []
+
+    def state(self, ops: list[Op], now_us: int) -> State:
+        for op in ops:
+            if isinstance(op, GrantUnits | Cancel) and op.account not in self.accounts:
+                fresh = AccountRow(len(self.accounts) + 1, *op.account, 0, 0, 0, 0, 0, 0, NEVER_US)
+                self.accounts[op.account] = fresh
+        later: dict[int, int] = {}
+        for hold in self.holds.values():
+            if hold.phase == "open" and hold.expires_at_us > now_us:
+                later[hold.account_id] = min(later.get(hold.account_id, NEVER_US), hold.expires_at_us)
+        return State(dict(self.accounts), list(self.grants.values()), list(self.holds.values()), later)
+
+    def run(self, ops: list[Op], now_us: int) -> list[Any]:
+        state = self.state(ops, now_us)
+        before = msgspec.json.encode(state.grants), msgspec.json.encode(state.holds)
+        decided = plan(ops, state, now_us)
+        assert before == (msgspec.json.encode(state.grants), msgspec.json.encode(state.holds)), "plan() is pure"
+        self.apply(decided)
+        self.check()
+        return decided.outcomes
+
+    def apply(self, decided: Plan) -> None:
+        for account in decided.accounts:
+            self.accounts[account.tenant, account.subject, account.unit] = account
+        self.grants |= {row.id: row for row in [*decided.grants, *decided.new_grants]}
+        self.holds |= {row.id: row for row in [*decided.holds, *decided.new_holds]}
+        self.entries += decided.entries
+
+    def check(self) -> None:
+        for grant in self.grants.values():
+            assert grant.granted == grant.remaining + grant.held + grant.spent + grant.expired
+            assert min(grant.remaining, grant.held, grant.spent, grant.expired) >= 0
+            assert (grant.phase == "closed") == (grant.remaining == grant.held == 0)
+        for account in self.accounts.values():
+            grants = [row for row in self.grants.values() if row.account_id == account.id]
+            pending = sum(row.remaining for row in grants if row.phase == "pending")
+            assert account.pending == pending
+            assert account.available == sum(row.remaining for row in grants) - pending
+            assert account.reserved == sum(row.held for row in grants)
+            assert account.spent == sum(row.spent for row in grants)
+            assert account.expired == sum(row.expired for row in grants)
+            holds = [row for row in self.holds.values() if row.account_id == account.id and row.phase == "open"]
+            assert account.reserved == sum(row.amount for row in holds)
+            entries = [row for row in self.entries if row.account_id == account.id]
+            assert [row.seq for row in entries] == list(range(1, account.seq + 1)), "no gap"
+            assert [row.at_us for row in entries] == sorted(row.at_us for row in entries), "in the order of time"
+            if entries:
+                last = entries[-1]
+                assert (last.available, last.reserved) == (account.available, account.reserved)
+                assert (last.spent, last.expired) == (account.spent, account.expired)
+            due = [
+                *(row.expires_at_us for row in holds),
+                *(row.effective_at_us for row in grants if row.phase == "pending"),
+                *(row.expires_at_us for row in grants if row.phase == "live" and row.remaining),
+            ]
+            assert account.next_due_at_us <= min(due, default=NEVER_US)
+        steps = [(row.op_id, row.step) for row in self.entries]
+        assert len(steps) == len(set(steps)), "one of each step, one settlement per hold"
+        for hold in self.holds.values():
+            assert hold.amount == sum(part.amount for part in hold.parts)
+            assert hold.captured == sum(part.used for part in hold.parts)
+
+
+class PlannerUnderTest:
+    """The planner with :class:`Books`, one operation a batch."""
+
+    def __init__(self) -> None:
+        self.books = Books()
+        self.clock = ManualClock()
+        self.tenant = "t"
+
+    def call(self, op: Op, in_transaction: bool) -> Any:
+        [outcome] = self.books.run([op], self.clock.now_us())
+        if isinstance(outcome, QuotaError):
+            raise outcome
+        return outcome
+
+    def sweep(self) -> None:
+        self.books.run([CatchUp(account=key) for key in self.books.accounts], self.clock.now_us())
+
+    def finish(self) -> None:
+        self.books.check()
+
+
+class LedgerUnderTest:
+    """A real ledger, driven from outside its event loop."""
+
+    def __init__(self, runner: asyncio.Runner, db: Database, ledger: Ledger, clock: ManualClock) -> None:
+        self.runner, self.db, self.ledger, self.clock = runner, db, ledger, clock
+        self.tenant = new_id("tenant")
+
+    def call(self, op: Op, in_transaction: bool) -> Any:
+        return self.runner.run(self._call(op, in_transaction))
+
+    async def _call(self, op: Op, in_transaction: bool) -> Any:
+        if not in_transaction:
+            return await self._ask(op, {})
+        async with self.db.transaction() as tx:
+            return await self._ask(op, {"tx": tx})
+
+    async def _ask(self, op: Op, options: dict[str, Any]) -> Any:
+        account = Account(*op.account)
+        match op:
+            case GrantUnits():
+                dates = {"effective_at_us": op.effective_at_us, "expires_at_us": op.expires_at_us}
+                return await self.ledger.grant(account, op.amount, key=op.key, priority=op.priority, **dates, **options)
+            case Reserve():
+                ttl_s = None if op.ttl_given_us is None else op.ttl_given_us / SECOND_US
+                return await self.ledger.reserve(account, op.amount, key=op.key, ttl_s=ttl_s, **options)
+            case Confirm():
+                return await self.ledger.confirm(account, op.amount, key=op.key, **options)
+            case Cancel():
+                return await self.ledger.cancel(account, key=op.key, **options)
+            case CatchUp():
+                return await self.ledger.balance(account, **options)
+
+    def sweep(self) -> None:
+        self.runner.run(self.ledger.sweep())
+
+    def finish(self) -> None:
+        self.runner.run(check_books(self.db))
+
+
+AMOUNTS = st.integers(1, 12)
+SECONDS = st.sampled_from([1, 1, 1, 1, 5, 10, 60, 300])
+SOMETIMES = st.sampled_from([None, None, None, 1, 10, 60])
+PRIORITY = st.sampled_from([10, 50])
+WHO = st.sampled_from(["a", "a", "a", "b"])
+
+
+class History(RuleBasedStateMachine):
+    """Every call goes to the ledger and to the model; answers, refusals and balances must agree."""
+
+    under_test: Callable[[], PlannerUnderTest | LedgerUnderTest]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real = type(self).under_test()
+        self.model = LedgerModel(TTL_US)
+        self.model.now_us = self.real.clock.now_us()
+        self.calls: list[Op] = []
+
+    def account(self, who: str) -> AccountKey:
+        return (self.real.tenant, who, "credits")
+
+    def call(self, op: Op, in_transaction: bool) -> None:
+        self.calls.append(op)
+        try:
+            expected: object = self._ask_model(op)
+        except QuotaError as refusal:
+            expected = type(refusal)
+        try:
+            answer = _summary(self.real.call(op, in_transaction))
+        except QuotaError as refusal:
+            answer = type(refusal)
+        assert answer == expected, op
+
+    def _ask_model(self, op: Op) -> object:
+        match op:
+            case GrantUnits():
+                dates = op.priority, op.effective_at_us, op.expires_at_us
+                return self.model.grant(op.account, op.amount, op.key, *dates)
+            case Reserve():
+                return self.model.reserve(op.account, op.amount, op.key, op.ttl_given_us)
+            case Confirm():
+                return self.model.confirm(op.account, op.amount, op.key)
+            case Cancel():
+                return self.model.cancel(op.account, op.key)
+            case CatchUp():
+                return self.model.balance(op.account)
+
+    @rule(seconds=SECONDS)
+    def time_passes(self, seconds: float) -> None:
+        self.real.clock.advance(seconds)
+        self.model.now_us = self.real.clock.now_us()
+
+    @initialize(amount=st.integers(5, 30), ends=SOMETIMES, tx=st.booleans())
+    def begin(self, amount: int, ends: int | None, tx: bool) -> None:
+        self.grant("a", amount, 50, None, None, tx)
+        self.grant("a", amount, 50, None, ends, tx)
+        self.grant("a", amount // 2, 10, None, None, tx)
+        self.grant("b", amount, 50, None, ends, tx)
+        for number in range(1, 4):
+            self._reserve("a", new_id("h"), min(amount, 3 * number), None if number > 1 else ends, tx)
+
+    @rule(who=WHO, amount=AMOUNTS, priority=PRIORITY, begins=SOMETIMES, ends=SOMETIMES, tx=st.booleans())
+    def grant(self, who: str, amount: int, priority: int, begins: int | None, ends: int | None, tx: bool) -> None:
+        now_us = self.real.clock.now_us()
+        self.call(
+            GrantUnits(
+                id=new_id("grant"),
+                account=self.account(who),
+                key=new_id("g"),
+                amount=amount,
+                source="topup",
+                priority=priority,
+                effective_at_us=None if begins is None else now_us + begins * SECOND_US,
+                expires_at_us=None if ends is None else now_us + ends * SECOND_US,
+                reason="",
+            ),
+            tx,
+        )
+
+    @rule(who=WHO, data=st.data(), ttl=SOMETIMES, tx=st.booleans())
+    def reserve(self, who: str, data: st.DataObject, ttl: int | None, tx: bool) -> None:
+        available = self.model.balance(self.account(who)).available
+        amount = data.draw(st.integers(1, min(available, 15)) if available else AMOUNTS)
+        self._reserve(who, new_id("h"), amount, ttl, tx)
+
+    def _reserve(self, who: str, key: str, amount: int, ttl: int | None, tx: bool) -> None:
+        given = None if ttl is None else ttl * SECOND_US
+        account, ttl_us = self.account(who), TTL_US if given is None else given
+        op = Reserve(
+            id=new_id("hold"), account=account, key=key, amount=amount, ttl_us=ttl_us, ttl_given_us=given, reason=""
+        )
+        self.call(op, tx)
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data(), amount=st.none() | st.integers(0, 12), tx=st.booleans())
+    def confirm(self, data: st.DataObject, amount: int | None, tx: bool) -> None:
+        account, key = data.draw(st.sampled_from(self._live()))
+        self.call(Confirm(account=account, key=key, amount=amount, reason=""), tx)
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data(), tx=st.booleans())
+    def cancel(self, data: st.DataObject, tx: bool) -> None:
+        account, key = data.draw(st.sampled_from(self._live()))
+        self.call(Cancel(id=new_id("hold"), account=account, key=key, reason=""), tx)
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data(), early_us=st.sampled_from([0, 1]), confirm=st.booleans(), tx=st.booleans())
+    def settle_on_the_last_microsecond(self, data: st.DataObject, early_us: int, confirm: bool, tx: bool) -> None:
+        (tenant, _, _), key = data.draw(st.sampled_from(self._live()))
+        wait_us = self.model.holds[tenant, key].until_us - early_us - self.model.now_us
+        self.time_passes(wait_us / SECOND_US)
+        self._settle(key, confirm, tx)
+
+    @precondition(lambda self: self.model.holds)
+    @rule(data=st.data(), confirm=st.booleans(), tx=st.booleans())
+    def settle_whatever_it_is(self, data: st.DataObject, confirm: bool, tx: bool) -> None:
+        _, key = data.draw(st.sampled_from(list(self.model.holds)))
+        self._settle(key, confirm, tx)
+
+    def _settle(self, key: str, confirm: bool, tx: bool) -> None:
+        account = self.model.holds[self.real.tenant, key].account
+        if confirm:
+            self.call(Confirm(account=account, key=key, amount=None, reason=""), tx)
+        else:
+            self.call(Cancel(id=new_id("hold"), account=account, key=key, reason=""), tx)
+
+    @rule(who=WHO, amount=AMOUNTS, tx=st.booleans())
+    def too_much(self, who: str, amount: int, tx: bool) -> None:
+        self._reserve(who, new_id("h"), self.model.balance(self.account(who)).available + amount, None, tx)
+
+    @rule(who=WHO, amount=AMOUNTS, tx=st.booleans())
+    def cancel_comes_first(self, who: str, amount: int, tx: bool) -> None:
+        key = new_id("h")
+        self.call(Cancel(id=new_id("hold"), account=self.account(who), key=key, reason=""), tx)
+        self._reserve(who, key, amount, None, tx)
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), tx=st.booleans())
+    def the_same_again(self, data: st.DataObject, tx: bool) -> None:
+        op = data.draw(st.sampled_from(self.calls[::-1]))
+        # A caller's repeat is a new operation: it has another id.
+        again = op if isinstance(op, Confirm | CatchUp) else msgspec.structs.replace(op, id=new_id("again"))
+        self.call(again, tx)
+
+    @precondition(lambda self: any(isinstance(op, GrantUnits | Reserve) for op in self.calls))
+    @rule(data=st.data(), tx=st.booleans())
+    def almost_the_same_again(self, data: st.DataObject, tx: bool) -> None:
+        made = [op for op in self.calls if isinstance(op, GrantUnits | Reserve)]
+        op = data.draw(st.sampled_from(made))
+        self.call(msgspec.structs.replace(op, id=new_id("again"), amount=op.amount + 1), tx)
+
+    @rule()
+    def sweep(self) -> None:
+        self.real.sweep()
+
+    @invariant()
+    def balances_agree(self) -> None:
+        for who in ("a", "b"):
+            account = self.account(who)
+            assert self.real.call(CatchUp(account=account), False) == self.model.balance(account)
+
+    def teardown(self) -> None:
+        self.real.finish()
+
+    def _live(self) -> list[tuple[AccountKey, str]]:
+        holds = self.model.holds.items()
+        return [(hold.account, key) for (_, key), hold in holds if self.model.phase(hold) == "open"]
+
+
+def _summary(answer: Grant | Hold | Balance) -> object:
+    match answer:
+        case Grant():
+            return answer.remaining, answer.created
+        case Hold():
+            return (answer.phase, answer.amount, answer.captured, answer.created)
+        case Balance():
+            return answer
+
+
+def explore(under_test: Callable[[], Any], examples: int, steps: int) -> None:
+    machine = type("History", (History,), {"under_test": staticmethod(under_test)})
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_the_planner_agrees_with_the_model() -> None:
+    """Over many random histories, one operation at a time, with every invariant checked after each."""
+    explore(PlannerUnderTest, examples=150, steps=30)
+
+
+def test_a_ledger_agrees_with_the_model(database_url: str) -> None:
+    """The same histories through SQL, each call by itself or with ``tx=``."""
+    with running_ledger(database_url) as under_test:
+        explore(under_test, examples=25, steps=25)
+
+
+@contextmanager
+def running_ledger(url: str) -> Iterator[Callable[[], LedgerUnderTest]]:
+    clock = ManualClock()
+    config = LedgerConfig(hold_ttl_s=TTL_US / SECOND_US, sweep_interval_s=0, sweep_holds=2)
+    with asyncio.Runner() as runner:
+        db = Database(url)
+        ledger = Ledger(db, config, clock=clock)
+
+        async def enter() -> None:
+            await db.__aenter__()
+            await migrate(db, "daydo_quota")
+            await ledger.__aenter__()
+
+        async def leave() -> None:
+            await ledger.__aexit__(None, None, None)
+            await db.__aexit__(None, None, None)
+
+        runner.run(enter())
+        try:
+            yield lambda: LedgerUnderTest(runner, db, ledger, clock)
+        finally:
+            runner.run(leave())
+
+
+@pytest.mark.parametrize("size", [2, 7, 64])
+def test_a_batch_is_its_operations_in_order(size: int) -> None:
+    """Deciding many at once gives the answers and the books of deciding them one by one."""
+    ops: list[Op] = []
+    for number in range(size):
+        account: AccountKey = ("t", f"u{number % 3}", "credits")
+        key, hold = f"k{number // 4}", new_id("hold")
+        ops += [
+            GrantUnits(
+                id=new_id("grant"), account=account, key=f"g{number}", amount=number % 5 + 1, source="topup",
+                priority=50, effective_at_us=None, expires_at_us=None, reason="",
+            ),
+            Reserve(id=hold, account=account, key=key, amount=2, ttl_us=9, ttl_given_us=9, reason=""),
+            Confirm(account=account, key=key, amount=1, reason="") if number % 2 else CatchUp(account=account),
+            Cancel(id=new_id("hold"), account=account, key=f"c{number}", reason=""),
+        ]  # fmt: skip
+    together, alone = Books(), Books()
+    answers = together.run(ops, 1_000)
+    assert [repr(answer) for answer in answers] == [repr(alone.run([op], 1_000)[0]) for op in ops]
+    assert (together.accounts, together.grants, together.holds) == (alone.accounts, alone.grants, alone.holds)
+    assert together.entries == alone.entries
