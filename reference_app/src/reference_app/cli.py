@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options) or 0)
-    except (SettingsInvalid, DaydoError, demo.DemoFailed, ServiceDidNotStart) as error:
-        _ERRORS.print(f"[red]{error}[/red]" if _ERRORS.is_terminal else str(error), markup=_ERRORS.is_terminal)
+    except (SettingsInvalid, DaydoError, demo.DemoFailed, ServiceDidNotStart, OSError) as error:
+        _ERRORS.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
 
 

@@ -39,6 +39,7 @@ class DemoFailed(Exception):
 def run(*, once: bool, image: Path | None) -> int:
     """Take the tour; then exit (``once``) or keep serving until Ctrl-C. Returns the exit status."""
     photo = image or sample_photo()
+    photo.stat()  # a wrong name should not cost the start of a service
     with _service() as url, httpx.Client(base_url=f"{url}/api/v1", timeout=_TASK_TIMEOUT_S) as client:
         summary = _tour(client, photo)
         summary["url"] = url
