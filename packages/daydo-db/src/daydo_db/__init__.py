@@ -16,6 +16,7 @@ from .errors import (
     QueryTimeout,
     SchemaOutdated,
     StatementFailed,
+    StorageFull,
     TransactionAborted,
     UniqueViolation,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Result",
     "SchemaOutdated",
     "StatementFailed",
+    "StorageFull",
     "Transaction",
     "TransactionAborted",
     "Tx",

@@ -126,6 +126,17 @@ class CommitUnknown(
     """The answer to COMMIT, or to an autocommitted statement, never came. Never retried by this package."""
 
 
+class StorageFull(
+    DbError,
+    code=50725,
+    name="db.storage_full",
+    zh="存储空间不足，请稍后重试。",
+    en="The database has no room left; please retry later.",
+    retryable=True,
+):
+    """The database's disk is full; the transaction was rolled back. It works again as soon as there is room."""
+
+
 class QueryTimeout(
     DbError,
     code=50425,

@@ -18,6 +18,7 @@ from .errors import (
     NotNullViolation,
     QueryTimeout,
     StatementFailed,
+    StorageFull,
     UniqueViolation,
 )
 
@@ -32,6 +33,7 @@ _LOST = {0, 1040, 1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1203, 1226, 19
 _LOST |= {2013, 2014, 2026, 2055, 3169, 4031}
 _UNIQUE = {1022, 1062, 1169, 1586}
 _FOREIGN_KEY = {1216, 1217, 1451, 1452, 1761, 1762}
+_FULL = {1021, 1114}
 _CHECK = {3819, 4025}
 _NOT_NULL = {1048, 1364}
 
@@ -65,6 +67,8 @@ def from_mysql(number: int, message: str, sql: str = "") -> DbError:
         return QueryTimeout()
     if number in _LOST:
         return ConnectionLost()
+    if number in _FULL:
+        return StorageFull()
     return StatementFailed(reason=f"MySQL error {number}", statement=_shown(sql))
 
 
@@ -83,6 +87,8 @@ def from_sqlite(error: sqlite3.Error, sql: str = "") -> DbError:
             return NotNullViolation(constraint=detail.rpartition(".")[2])
         case "SQLITE_INTERRUPT":
             return QueryTimeout()
+        case "SQLITE_FULL":
+            return StorageFull()
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return LockTimeout()
     return StatementFailed(reason=name or "sqlite3 module", statement=_shown(sql))

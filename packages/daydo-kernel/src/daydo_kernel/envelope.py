@@ -92,8 +92,8 @@ def render(error: BaseException, locale: str = "", request_id: str = "", status:
         request_id=request_id or _request_id(),
     )
     headers = {"content-type": "application/json", "content-language": "en" if locale.startswith("en") else "zh-CN"}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.retryable or error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 0)))
     return Rendered(status or error.status, headers, msgspec.json.encode(body))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, Self
 
@@ -97,6 +97,19 @@ class Part:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         return task
+
+    def _repeat(self, seconds: float, work: Callable[[], Awaitable[object]], name: str) -> asyncio.Task[None]:
+        """Run ``work`` every ``seconds`` as a task of this part; an error is logged and its next turn comes."""
+
+        async def forever() -> None:
+            while True:
+                await asyncio.sleep(seconds)
+                try:
+                    await work()
+                except Exception:
+                    log.exception("%s.%s failed; it runs again in %s s", type(self).__name__, name, seconds)
+
+        return self._spawn(forever(), name)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

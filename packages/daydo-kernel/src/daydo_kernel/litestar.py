@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from litestar.config.app import AppConfig
 from litestar.connection import Request
+from litestar.datastructures import FormMultiDict
 from litestar.enums import ScopeType
 from litestar.exceptions import (
     ClientException,
@@ -63,6 +64,23 @@ class ApiRequest(Request[Any, Any, Any]):
             raise BadRequest(fields=(nested,)) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(fields=(field_error(f"JSON is malformed: {error}"),)) from None
+
+    async def form(self) -> FormMultiDict:
+        """The decoded form.
+
+        Raises:
+            BadRequest: a text part is not in the encoding it names, or the form is cut off.
+        """
+        try:
+            return await super().form()
+        except (UnicodeDecodeError, LookupError):
+            part = FieldError("body", "表单中有无法解码的文本", "A part of the form is text that cannot be decoded")
+            raise BadRequest(fields=(part,)) from None
+
+
+async def read_form(request: Request[Any, Any, Any]) -> None:
+    """The ``before_request=`` of a route that takes a form: Litestar's own reading of it is less careful."""
+    await request.form()
 
 
 class KernelPlugin(InitPlugin, ReceiveRoutePlugin):

@@ -30,7 +30,7 @@ from .flow import Flow
 from .planner import RunRow, StepRow
 from .ports import Provider, Quota
 from .store import RUN_COLUMNS, STEP_COLUMNS, Store, group_runs
-from .stream import Hub
+from .stream import Hub, read_cursor
 from .values import JSON, TERMINAL, Owner, Run, RunError, RunEvent, StepState, is_identifier
 from .worker import Worker
 
@@ -231,12 +231,13 @@ class Runs(Part):
         process arrive at once, those of others within ``poll_s``. Close it (``contextlib.aclosing``) when you
         stop before its end.
 
-        Raises (on the first step of the iteration):
+        Raises (here, before anything is answered to a client):
             CursorInvalid: not a cursor of ours.
             Overloaded: ``max_streams`` are open.
         """
         self._require_started()
-        return self._hub.stream(owner, cursor)
+        self._hub.require_room()
+        return self._hub.stream(owner, None if cursor is None else read_cursor(cursor))
 
     def _encode(self, flow: Flow, inputs: Mapping[str, JSON]) -> bytes:
         try:

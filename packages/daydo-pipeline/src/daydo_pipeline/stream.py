@@ -64,13 +64,20 @@ class Hub:
         )
         return int(found.rows[0][0]) if found.rows else 0
 
-    async def stream(self, owner: Owner, cursor: str | None) -> AsyncGenerator[RunEvent, None]:
-        """Everything after ``cursor`` (None: after now), then whatever comes, until :meth:`stop`."""
+    def require_room(self) -> None:
+        """
+        Raises:
+            Overloaded: ``max_streams`` are open.
+        """
         if self._count >= self._config.max_streams:
             raise Overloaded(what="max_streams")
+
+    async def stream(self, owner: Owner, seq: int | None) -> AsyncGenerator[RunEvent, None]:
+        """Everything after ``seq`` (None: after now), then whatever comes, until :meth:`stop`."""
+        self.require_room()
         self._count += 1
         try:
-            watch = _Watch(await self.latest(owner) if cursor is None else read_cursor(cursor))
+            watch = _Watch(await self.latest(owner) if seq is None else seq)
             watches = self._watches.setdefault(owner, set())
             watches.add(watch)
             try:

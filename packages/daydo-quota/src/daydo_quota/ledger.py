@@ -272,6 +272,7 @@ class Ledger(Part):
             raise ValueError("limit is between 1 and 100")
         condition, args = "tenant = ? AND subject = ?", [tenant, subject]
         if unit is not None:
+            unit = arguments.check_name("unit", unit, arguments.MAX_UNIT)
             condition, args = f"{condition} AND unit = ?", [*args, unit]
         rows = await self._accounts(condition, *args)
         if cursor is None and any(_is_due(row, now_us) for row, now_us in rows):

@@ -13,8 +13,8 @@ class RedisUnavailable(
     RedisError,
     code=50328,
     name="redis.unavailable",
-    zh="缓存服务暂时不可用（{reason}），请稍后重试。",
-    en="Redis is unavailable ({reason}); retry shortly.",
+    zh="缓存服务暂时不可用，请稍后重试。",
+    en="The cache is unavailable; please retry shortly.",
     retryable=True,
 ):
     """No connection, a lost one, a server that is loading or demoted, an open breaker, or no free slot.
@@ -30,8 +30,8 @@ class RedisTimeout(
     RedisError,
     code=50428,
     name="redis.timeout",
-    zh="缓存服务在 {timeout_s} 秒内没有响应，请稍后重试。",
-    en="Redis did not answer within {timeout_s} s; retry shortly.",
+    zh="缓存服务没有及时响应，请稍后重试。",
+    en="The cache did not answer in time; please retry shortly.",
     retryable=True,
 ):
     """The answer did not come in time. The command may have been carried out, or may yet be."""

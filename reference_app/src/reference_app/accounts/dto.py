@@ -7,10 +7,19 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+# (?!\n)$ is the end of the text both in Python, where a lone $ stops before a last newline, and in ECMAScript.
 PhoneText = Annotated[
-    str, Meta(pattern=r"^(\+?86)?1[3-9]\d{9}$", max_length=20, description="a mobile number of mainland China")
+    str,
+    Meta(pattern=r"^(\+?86)?1[3-9][0-9]{9}(?!\n)$", max_length=20, description="a mobile number of mainland China"),
 ]
-EmailText = Annotated[str, Meta(pattern=r"^[^@\s]{1,64}@[^@\s.]+(\.[^@\s.]+)+$", max_length=254)]
+EmailText = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(?!\n)$",
+        max_length=254,
+        description="an ASCII address",
+    ),
+]
 PasswordText = Annotated[str, Meta(min_length=1, max_length=1024)]
 Device = Annotated[str, Meta(max_length=64, description="shown in the user's list of sessions")]
 

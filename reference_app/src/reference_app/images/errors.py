@@ -140,3 +140,14 @@ class ResultNotReady(
     """The result of a task that is not finished, failed or was cancelled."""
 
     state: str
+
+
+class StoreFull(
+    ImageError,
+    code=50760,
+    name="images.store_full",
+    zh="存储空间不足，请稍后重试。",
+    en="There is no room to keep the picture; please try again later.",
+    retryable=True,
+):
+    """The disk of the file store is full."""

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import cv2
 
+from daydo_kernel import FieldError
+
 from .editing import erase, expand, fit_mask
-from .errors import ImageTooLarge
+from .errors import BadExpansion, ImageTooLarge
 from .jobs import Expansion, Job, Output, Request, partial
 from .matting import cut_out
 from .photo import PhotoLimits, check_photo, read_mask, read_photo
@@ -53,6 +55,8 @@ def _expanded(job: Job, limits: PhotoLimits) -> Pixels:
     photo = _pixels(job, limits)
     width = round(photo.shape[1] * (1 + margins.left + margins.right))
     height = round(photo.shape[0] * (1 + margins.top + margins.bottom))
+    if (height, width) == photo.shape[:2]:
+        raise BadExpansion(fields=(FieldError("params", "扩展不足一个像素", "The margins are less than a pixel"),))
     if width * height > limits.pixels_max:
         raise ImageTooLarge(actual=f"{width} × {height} px", limit=f"{limits.pixels_max / 1e6:g} MP")
     return expand(photo, margins.left, margins.top, margins.right, margins.bottom)

@@ -18,6 +18,7 @@ class Uploads:
         await run(Upload.insert(upload), self._db)
 
     async def find(self, tenant: str, subject: str, ids: list[str]) -> dict[str, Upload]:
+        ids = [upload_id for upload_id in ids if upload_id.isascii()]  # the column's character set
         if not ids:
             return {}
         owned = (Upload.tenant == tenant) & (Upload.subject == subject) & Upload.id.is_in(ids)

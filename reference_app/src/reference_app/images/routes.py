@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from daydo_auth import Principal
 from daydo_auth.litestar import authenticated, ticketed
 from daydo_kernel import Envelope, NotFound, Page, PayloadTooLarge, get_context, isoformat, new_id, ok
-from daydo_kernel.litestar import ApiRequest, refusals
+from daydo_kernel.litestar import ApiRequest, read_form, refusals
 from daydo_pipeline import Owner, Run, RunError, RunEvent
 from daydo_pipeline.errors import KeyConflict, Overloaded, RunFinished, RunUnknown
 from daydo_quota import InsufficientQuota
@@ -43,6 +43,7 @@ class UploadsController(Controller):
     @post(
         "/",
         summary="Upload a photo",
+        before_request=read_form,
         responses=refusals(PayloadTooLarge, EmptyImage, ImageTooLarge, UnsupportedImage, BrokenImage, WorkersBusy),
     )
     async def upload(
@@ -160,7 +161,7 @@ class LiveController(Controller):
         last_event_id: Annotated[str | None, Parameter(header="Last-Event-ID", max_length=64)] = None,
     ) -> Stream:
         """Server-Sent Events; a reconnecting browser resumes by Last-Event-ID."""
-        events = _events(images, _owner(request.user), last_event_id or cursor)
+        events = _shown(images.events(_owner(request.user), last_event_id or cursor))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         body = server_sent(events, config.stream_comment_s)
         return Stream(body, media_type="text/event-stream", headers=headers)
@@ -173,7 +174,8 @@ class LiveController(Controller):
         config: Configuration,
         cursor: Cursor = None,
     ) -> None:
-        await over_websocket(socket, _events(images, _owner(socket.user), cursor), config.stream_comment_s)
+        events = _shown(images.events(_owner(socket.user), cursor))
+        await over_websocket(socket, events, config.stream_comment_s)
 
 
 def images_router(images: Images, config: ImagesConfig) -> Router:
@@ -193,8 +195,8 @@ def _owner(principal: Principal) -> Owner:
     return Owner(principal.tenant, principal.subject)
 
 
-async def _events(images: Images, owner: Owner, cursor: str | None) -> AsyncGenerator[TaskEvent, None]:
-    async with aclosing(images.events(owner, cursor)) as events:
+async def _shown(events: AsyncGenerator[RunEvent, None]) -> AsyncGenerator[TaskEvent, None]:
+    async with aclosing(events):
         async for event in events:
             yield _event(event)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from daydo_kernel import BadRequest, Clock, FieldError, NotFound, Page, SystemCl
 from daydo_pipeline import Owner, Run, RunEvent, Runs
 
 from .config import ImagesConfig
-from .errors import ResultNotReady
+from .errors import ResultNotReady, StoreFull
 from .features import Feature
 from .files import Files
 from .jobs import Expansion, Job
@@ -46,6 +47,7 @@ class Images:
 
         Raises:
             ImageError: it is empty, too large, broken, or not a picture we read; nothing is kept.
+            StoreFull: the disk is full; nothing is kept.
         """
         upload_id = new_id("upload")
         path = self._files.path(f"uploads/{upload_id}")
@@ -63,8 +65,10 @@ class Images:
                 created_at_us=self._clock.now_us(),
             )
             await self._uploads.add(upload)
-        except BaseException:
+        except BaseException as error:
             path.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise StoreFull() from error
             raise
         return upload
 

@@ -34,7 +34,8 @@ Outcome = Literal["done", "refused", "failed", "crashed", "timed_out", "cancelle
 OUTCOMES: tuple[Outcome, ...] = ("done", "refused", "failed", "crashed", "timed_out", "cancelled", "rejected")
 # A process that decodes strangers' pictures gets none of the service's secrets.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR")
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# Pillow warns of strangers' broken metadata on standard error, which is the service's log of JSON lines.
+_FIXED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 class ImageWorkersConfig(Config, frozen=True, kw_only=True):
@@ -261,7 +262,7 @@ class _Worker:
             str(config.nice),
             stdin=PIPE,
             stdout=PIPE,
-            env=environment | _ONE_THREAD,
+            env=environment | _FIXED,
             start_new_session=True,  # Ctrl-C at the terminal is for the service
         )
         return cls(process)
