@@ -115,7 +115,7 @@ def makings(cls: type) -> Iterator[str]:
         yield from fields_of(cls)
     elif issubclass(cls, tuple):
         yield from (f"{field}: {cls.__annotations__[field]}" for field in cls._fields)
-    elif "__init__" in vars(cls) and not getattr(cls, "_is_protocol", False):
+    elif getattr(vars(cls).get("__init__"), "__module__", "") == cls.__module__:  # Protocol gives subclasses its own
         yield signature("__init__", cls.__init__)
 
 

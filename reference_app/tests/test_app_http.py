@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
-from reference_app.testing import PASSWORD
+from reference_app.testing import PASSWORD, photo
 
 ENVELOPE = {"code", "message", "error", "request_id", "timestamp"}
 
@@ -15,7 +16,6 @@ ENVELOPE = {"code", "message", "error", "request_id", "timestamp"}
     ("method", "path", "status", "name"),
     [
         ("GET", "/api/v1/nothing", 404, "kernel.not_found"),
-        ("GET", "/", 404, "kernel.not_found"),
         ("DELETE", "/api/v1/auth/login", 405, "kernel.method_not_allowed"),
         ("GET", "/api/v1/users/me", 401, "auth.token_missing"),
         ("GET", "/api/v1/tasks", 401, "auth.token_missing"),
@@ -100,6 +100,27 @@ def test_the_openapi_document_describes_every_route_and_its_refusals(visitor, se
     assert not re.search(r"https?://(?!127\.0\.0\.1)", page)
     for asset in re.findall(r'(?:src|href)="(/docs/[^"]+)"', page):
         assert visitor.http.get(f"{service.url}{asset}").status_code == 200, asset
+
+
+def test_the_first_address_leads_to_the_api_page(visitor, service):
+    """Whoever opens the printed URL finds something."""
+    answer = visitor.http.get(f"{service.url}/", follow_redirects=True)
+    assert (answer.status_code, str(answer.url)) == (200, f"{service.url}/docs")
+
+
+def test_keep_alive_answers_come_at_once(visitor):
+    """Without TCP_NODELAY every answer on a used connection waits 40 ms for an acknowledgement."""
+    visitor.ok("GET", "/features")
+    elapsed_ms = sorted(visitor.call("GET", "/features").elapsed.total_seconds() * 1000 for _ in range(15))
+    assert elapsed_ms[0] < 35
+
+
+def test_the_log_is_json_lines(user, service):
+    """Also after pictures with broken metadata, which imaging libraries like to complain about."""
+    broken = photo()[:2] + b"\xff\xe1\x00\x10Exif\x00\x00MM\x00\x2a\x00\x00" + photo()[2:]
+    user.call("POST", "/uploads", files={"file": ("a.jpg", broken)})
+    for line in service.log.read_text().splitlines():
+        json.loads(line)
 
 
 def test_secrets_never_reach_the_log(user, service):

@@ -152,6 +152,22 @@ def test_two_workers_share_port_database_and_counters_and_die_with_their_parent(
         httpx.get(f"{two_workers.url}/health/live")
 
 
+def test_workers_that_are_asked_to_stop_end_in_good_order(two_workers):
+    """SIGTERM to the parent: every worker drains and the exit status is 0."""
+    workers = descendants(two_workers.process.pid)
+    two_workers.process.send_signal(signal.SIGTERM)
+    assert two_workers.process.wait(30) == 0
+    assert eventually_gone(workers)
+
+
+def test_historical_names_of_the_environment_stay_outside(tmp_path, monkeypatch):
+    """The demo and the tests must never touch the database that DATABASE_URL happens to name."""
+    monkeypatch.setenv("DATABASE_URL", "mysql://root@127.0.0.1:1/production")
+    monkeypatch.setenv("PORT", "1")
+    with ServiceProcess(tmp_path) as service:
+        assert httpx.get(f"{service.url}/health/db").json()["data"]["parts"]["db"]["detail"]["dialect"] == "sqlite"
+
+
 def _command(pid: int) -> str:
     with suppress(OSError):
         return (Path("/proc") / str(pid) / "cmdline").read_text()

@@ -79,6 +79,22 @@ def test_several_workers_need_a_shared_redis(environ):
     assert "DAYDO_REDIS_URL=" in problems_of(environ | {"DAYDO_WORKERS": "2"})[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DAYDO_DATABASE_URL", "postgres://a/b"), ("DAYDO_REDIS_URL", "localhost:6379"), ("DATABASE_URL", "mysql://h")],
+)
+def test_a_url_that_nobody_can_use_is_a_problem_like_any_other(environ, name, value):
+    """Not a traceback at the first connection."""
+    [problem] = problems_of(environ | {name: value})
+    assert "for example" in problem
+
+
+def test_a_run_may_not_hold_credits_longer_than_the_ledger_allows(environ):
+    """Two settings that together would refuse every paid task."""
+    [problem] = problems_of(environ | {"DAYDO_QUOTA__MAX_HOLD_TTL_S": "60"})
+    assert "DAYDO_QUOTA__MAX_HOLD_TTL_S=" in problem
+
+
 def test_the_environment_wins_over_the_dotenv_file(environ, tmp_path):
     """A file gives defaults, the process's own environment decides."""
     dotenv = tmp_path / ".env"

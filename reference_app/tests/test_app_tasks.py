@@ -132,10 +132,14 @@ def test_a_bad_upload_is_refused_and_keeps_nothing(user, service, name):
     assert service.files() == before
 
 
+UNDECODABLE = b'--B\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n\xff\r\n--B--\r\n'
+
+
 @pytest.mark.parametrize(
     "request_",
     [
         {"files": {"picture": ("a.jpg", b"x")}},
+        {"content": UNDECODABLE, "headers": {"Content-Type": "multipart/form-data; boundary=B"}},
         {"files": [("file", ("a.jpg", b"x")), ("file", ("b.jpg", b"y"))]},
         {"data": {"file": "not a file"}, "files": {"other": ("a", b"")}},
         {"content": b"", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
@@ -144,7 +148,17 @@ def test_a_bad_upload_is_refused_and_keeps_nothing(user, service, name):
         {"json": {"file": "a.jpg"}},
         {},
     ],
-    ids=["misnamed", "doubled", "text part", "empty body", "broken body", "no boundary", "json", "nothing"],
+    ids=[
+        "misnamed",
+        "undecodable",
+        "doubled",
+        "text part",
+        "empty body",
+        "broken body",
+        "no boundary",
+        "json",
+        "nothing",
+    ],
 )
 def test_an_upload_without_exactly_one_file_part_is_a_400_a_person_understands(user, request_):
     """Missing, doubled or misnamed: never a 500, never an accepted half."""
@@ -175,6 +189,8 @@ def test_another_users_photo_and_tasks_look_as_if_they_did_not_exist(stranger, u
         ({"feature": "cutout", "inputs": {}}, "inputs.photo"),
         ({"feature": "cutout", "inputs": {"photo": "UPLOAD", "second": "UPLOAD"}}, "inputs.second"),
         ({"feature": "cutout", "inputs": {"photo": "upload_unknown"}}, "inputs.photo"),
+        ({"feature": "cutout", "inputs": {"photo": "😀"}}, "inputs.photo"),
+        ({"feature": "expand", "inputs": {"photo": "UPLOAD"}}, "params"),
         ({"feature": "expand", "inputs": {"photo": "UPLOAD"}, "params": {"left": 0.9}}, "params.left"),
         ({"feature": "expand", "inputs": {"photo": "UPLOAD"}, "params": {"up": 0.1}}, "params.up"),
         ({"feature": "cutout", "inputs": {"photo": "UPLOAD"}, "priority": 1}, "priority"),
@@ -200,6 +216,31 @@ def test_live_events_are_replayed_from_a_cursor_then_continue(user):
     with user.websocket(ticket=user.ticket(), cursor=story[0]["cursor"]) as socket:
         rest = [json.loads(socket.recv(timeout=10)) for _ in story[1:]]
     assert rest == story[1:]
+
+
+@pytest.mark.parametrize("cursor", ["abc", "-1", "9" * 40, "😀"])
+def test_a_cursor_that_is_none_is_refused_before_the_stream_begins(user, cursor):
+    """400 on SSE and 4400 on WebSocket, not an answer that breaks off."""
+    answer = user.call("GET", "/tasks/events", params={"ticket": user.ticket(), "cursor": cursor})
+    assert (answer.status_code, answer.json()["code"] // 100) == (400, 400)
+    with pytest.raises(ConnectionClosed) as closed, user.websocket(ticket=user.ticket(), cursor=cursor) as socket:
+        socket.recv(timeout=10)
+    assert closed.value.rcvd.code == 4400
+
+
+def test_an_expansion_by_less_than_a_pixel_is_not_charged(user):
+    """Nothing would change, so nothing is paid."""
+    task = user.start("expand", {"photo": user.upload(photo())}, params={"left": 1e-300}).json()["data"]
+    finished = user.wait(task["id"])
+    assert (finished["status"], finished["error"]["error"]) == ("failed", "images.bad_expansion")
+    assert user.credits()["available"] == 100
+
+
+def test_progress_is_told_while_the_work_goes_on(user):
+    """Between queued and done there is something to watch."""
+    task = user.start("cutout", {"photo": user.upload(photo(size=(3000, 2500)))}).json()["data"]["id"]
+    story = user.server_events("run.succeeded", ticket=user.ticket(), cursor="0")
+    assert [event for event in story if event["task_id"] == task and 0 < event["progress"] < 1]
 
 
 def test_a_ticket_opens_one_stream(user):

@@ -349,7 +349,11 @@ def do(
     job: Job,
     limits: PhotoLimits = PhotoLimits(),  # noqa: B008 - frozen
 ) -> Output:
-    return perform(Request(operation=operation, job=job, limits=limits))
+    told: list[float] = []
+    output = perform(Request(operation=operation, job=job, limits=limits), told.append)
+    assert told == sorted(told)
+    assert all(0 < share < 1 for share in told)
+    return output
 
 
 @pytest.mark.parametrize("operation", ["cutout", "erase", "expand"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,6 +129,46 @@ async def test_the_database_goes_away(sqlite: Database, memory: Redis, configure
         assert any("cannot be read" in record.getMessage() for record in caplog.records)
         await auth._revoked.read()
         assert (await auth.health()).status == "ok"
+
+
+async def test_looks_go_on_after_any_error(sqlite: Database, memory: Redis, configure: Any, caplog: Any) -> None:
+    """An error that nobody foresaw is logged, and the next look finds what was revoked meanwhile."""
+    config = configure(revocation_poll_s=0.01)
+    async with Auth(sqlite, memory, config) as one, Auth(sqlite, memory, config) as two:
+        tokens = await enter(one)
+        failed, learnt = asyncio.Event(), asyncio.Event()
+
+        async def broken(_: float) -> list[str]:
+            failed.set()
+            raise OSError("too many open files")
+
+        two._revoked._store.revoked_within = broken  # type: ignore[method-assign]
+        await asyncio.wait_for(failed.wait(), 5)
+        await one.logout(one.verify(f"Bearer {tokens.access}"))
+        two._revoked.add = lambda session_id: learnt.set()  # type: ignore[method-assign]
+        del two._revoked._store.revoked_within
+        await asyncio.wait_for(learnt.wait(), 5)
+    assert any("revocations failed" in record.getMessage() for record in caplog.records)
+
+
+def test_it_can_be_entered_in_another_loop(tmp_path: Path, configure: Any) -> None:
+    """One noun, left with a hash under way and entered in the next event loop, hashes and drains there too."""
+    url = f"sqlite:///{tmp_path / 'auth.db'}"
+    db, redis = Database(url), Redis("embedded://memory")
+    auth = Auth(db, redis, configure(bcrypt_rounds=8))
+
+    async def live() -> None:
+        async with db, redis:
+            await migrate(db, "daydo_auth")
+            async with auth:
+                hashing = asyncio.create_task(auth.hash(Password("a@x.cn", GOOD)))
+                await asyncio.sleep(0)
+                assert auth._pool._jobs == 1
+            assert auth._pool._jobs == 0, "leaving waited"
+            await hashing
+
+    for _ in range(2):
+        asyncio.run(live())
 
 
 async def test_tickets_on_every_redis(sqlite: Database, redis_url: str, configure: Any) -> None:

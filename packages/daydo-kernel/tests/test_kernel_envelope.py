@@ -85,9 +85,10 @@ def test_retry_after_is_whole_seconds(wait_s: float, header: str) -> None:
     assert render(Draining(retry_after_s=wait_s)).headers["retry-after"] == header
 
 
-def test_no_retry_after_where_unknown() -> None:
-    """No header is better than an invented one."""
-    assert "retry-after" not in render(Draining()).headers
+def test_whatever_may_be_retried_says_when() -> None:
+    """A retryable error that knows no better says one second; one that is not retryable says nothing."""
+    assert render(Draining()).headers["retry-after"] == "1"
+    assert "retry-after" not in render(NotFound()).headers
 
 
 def test_status_can_be_the_frameworks() -> None:

@@ -39,6 +39,13 @@ def test_facts_become_attributes_and_words() -> None:
     assert error.text("zh-CN") == error.text("") == error.text("fr") == "Tea 已打烊，3 小时后开门。"
 
 
+def test_facts_that_no_text_names_are_for_the_log() -> None:
+    """str() tells the operator what the client is not told."""
+    error = ShopClosed(shop="Tea", hours=3, cause="flood")
+    assert str(error) == "Tea is closed; come back in 3 hours. (cause=flood)"
+    assert "flood" not in error.text("en") + error.text("zh-CN")
+
+
 def test_number_holds_status() -> None:
     """The HTTP status is the number without its last two digits."""
     assert (ShopClosed.code, ShopClosed(shop="", hours=0).status) == (40980, 409)

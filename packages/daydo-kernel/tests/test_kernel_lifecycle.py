@@ -236,3 +236,47 @@ async def test_crashed_task_is_reported(caplog: pytest.LogCaptureFixture) -> Non
         assert "Crashing.sweep stopped with an error" in caplog.text
         assert "boom" in caplog.text
         assert (await part.health()).status == "ok"
+
+
+class Beating(Part):
+    """A part whose regular work fails every other time."""
+
+    def __init__(self) -> None:
+        super().__init__(drain_s=1.0)
+        self.beats = 0
+        self.enough = asyncio.Event()
+
+    async def _start(self) -> None:
+        self._repeat(0, self._beat, "beat")
+
+    async def _beat(self) -> None:
+        self.beats += 1
+        if self.beats == 5:
+            self.enough.set()
+        if self.beats % 2:
+            raise OSError("skipped a beat")
+
+
+async def test_repeated_work_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A failing turn is logged and costs only itself; leaving the part ends the turns."""
+    async with Beating() as part:
+        await asyncio.wait_for(part.enough.wait(), 5)
+    assert "Beating.beat failed" in caplog.text
+    beats = part.beats
+    await asyncio.sleep(0)
+    assert part.beats == beats
+
+
+async def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
+    """Leaving ends also with a library in between that loses the first cancellation."""
+
+    class Stubborn(Idle):
+        async def _forever(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await asyncio.Event().wait()
+
+    async with Stubborn() as part:
+        pass
+    assert part.task.cancelled()

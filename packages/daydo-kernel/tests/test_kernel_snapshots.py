@@ -174,3 +174,13 @@ def test_worker_that_has_just_begun_is_not_taken_for_dead(tmp_path: Path, monkey
             assert total(other.merged(), "daydo_shop_sales_total") == 5
             assert (tmp_path / f"{me.id}.lock").exists()
         assert total(other.merged(), "daydo_shop_sales_total") == 5
+
+
+def test_a_stopped_neighbour_does_not_stop_a_scrape(tmp_path: Path) -> None:
+    """While somebody else holds the fold, the previous answer is given at once, and nothing is counted twice."""
+    with worker(tmp_path, 3), observer(tmp_path) as here:
+        assert total(here.merged(), "daydo_shop_sales_total") == 3
+        with (tmp_path / "fold.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert total(here.merged(), "daydo_shop_sales_total") == 3
+        assert total(here.merged(), "daydo_shop_sales_total") == 3

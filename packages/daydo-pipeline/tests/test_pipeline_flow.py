@@ -61,8 +61,10 @@ def test_a_mistake_in_a_flow_is_told_where_it_is_made(mistake, says):
         (lambda: Flow("Cutout"), "lower-case"),
         (lambda: Flow("cutout", version=0), "version"),
         (lambda: Cost("credits", 0), "positive"),
-        (lambda: Owner("", ""), "1 to 64"),
-        (lambda: Owner("a b", "u"), "1 to 64"),
+        (lambda: Owner("", ""), "1 to 128"),
+        (lambda: Owner("a b", "u"), "1 to 128"),
+        (lambda: Owner("", "x" * 129), "1 to 128"),
+        (lambda: Owner("x" * 129, "u"), "1 to 128"),
         (lambda: RunsConfig(lease_s=0), "lease_s"),
     ],
 )

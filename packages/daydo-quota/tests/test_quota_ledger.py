@@ -13,6 +13,7 @@ from daydo_kernel import BadRequest, Event, NotStarted
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_quota import (
     Account,
+    AccountBalance,
     Balance,
     BooksDisagree,
     ChargeExceedsHold,
@@ -156,6 +157,30 @@ async def test_a_ledger_waits_for_open_blocks(db: Database, clock: ManualClock) 
         assert await after.balance(CREDITS) == Balance(spent=5)
 
 
+def test_a_ledger_can_be_entered_in_another_loop(database_url: str) -> None:
+    """One noun, left while a block is open and entered in the next event loop, waits for blocks there too."""
+    db = Database(database_url)
+    ledger = Ledger(db)
+
+    async def block(inside: asyncio.Event, key: str) -> None:
+        async with ledger.hold(CREDITS, 1, key=key):
+            inside.set()
+            await asyncio.sleep(0.05)
+
+    async def live(key: str) -> None:
+        async with db:
+            await migrate(db, "daydo_quota")
+            async with ledger:
+                await ledger.grant(CREDITS, 1, key=key)
+                inside = asyncio.Event()
+                task = asyncio.create_task(block(inside, key))
+                await inside.wait()
+            await task
+
+    for key in ("first", "second"):
+        asyncio.run(live(key))
+
+
 # Transactions
 
 
@@ -248,6 +273,63 @@ async def test_books_that_were_edited_by_hand_are_not_made_worse(ledger: Ledger,
     await db.execute("UPDATE daydo_quota_account SET available = 5")
 
 
+# Looking
+
+
+async def test_looking_writes_nothing(ledger: Ledger, db: Database, clock: ManualClock, events: RecordedEvents) -> None:
+    """Whatever is overdue, balances are as of now and nothing is written, also inside the caller's own transaction."""
+    await ledger.grant(CREDITS, 9, key="order")
+    await ledger.grant(CREDITS, 5, key="promo", priority=1, expires_at_us=clock.now_us() + 40_000_000)
+    await ledger.grant(CREDITS, 2, key="gift", effective_at_us=clock.now_us() + 35_000_000)
+    await ledger.reserve(CREDITS, 7, key="short", ttl_s=30)
+    await ledger.reserve(CREDITS, 1, key="long", ttl_s=300)
+    clock.advance(60)
+    now = Balance(available=10, reserved=1, expired=5)
+    told, rows = list(events.names), await db.query("SELECT * FROM daydo_quota_account")
+    async with db.transaction() as tx:
+        assert await ledger.balance(CREDITS) == now
+        assert await ledger.accounts("acme", "u_7") == [AccountBalance(unit="credits", **msgspec.structs.asdict(now))]
+        assert (await ledger.history("acme", "u_7")).items[0].key == "long"
+        assert (await db.query("SELECT * FROM daydo_quota_account")).rows == rows.rows
+        assert events.names == told
+        assert await ledger.balance(CREDITS, tx=tx) == now
+    assert await ledger.balance(CREDITS) == now
+    kinds = [entry.kind for entry in (await ledger.history("acme", "u_7")).items[:3]]
+    assert kinds == ["grant_expired", "activated", "hold_expired"], "written by the call with tx="
+
+
+async def test_a_look_that_a_writer_overtakes_looks_again(
+    ledger: Ledger, db: Database, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows read before and after another's commit do not belong together: the balance is that after it."""
+    await ledger.grant(CREDITS, 9, key="order")
+    await ledger.reserve(CREDITS, 4, key="task", ttl_s=30)
+    clock.advance(30)
+    query, overtaken = db.query, []
+
+    async def overtaking(sql: str, args: Any = ()) -> Any:
+        if "daydo_quota_hold" in sql and not overtaken:
+            overtaken.append(await ledger.reserve(CREDITS, 2, key="next", ttl_s=60))
+        return await query(sql, args)
+
+    monkeypatch.setattr(db, "query", overtaking)
+    assert await ledger.balance(CREDITS) == Balance(available=7, reserved=2)
+    assert overtaken
+
+
+async def test_looks_and_writes_at_once_agree(ledger: Ledger, clock: ManualClock) -> None:
+    """Of two balances, before and after a commit, every look shows one."""
+    await ledger.grant(CREDITS, 40, key="order")
+    for number in range(10):
+        await ledger.reserve(CREDITS, 4, key=f"task_{number}", ttl_s=30 + number)
+    for number in range(10):
+        clock.advance(30 if not number else 1)
+        looks = [ledger.balance(CREDITS) for _ in range(5)]
+        seen = await asyncio.gather(*looks, ledger.sweep(), *(ledger.balance(CREDITS) for _ in range(5)))
+        left = 4 * (9 - number)
+        assert {look for look in seen if isinstance(look, Balance)} == {Balance(available=40 - left, reserved=left)}
+
+
 # Sweeping
 
 
@@ -315,7 +397,7 @@ async def test_every_entry_is_an_event(ledger: Ledger, clock: ManualClock, event
     await ledger.reserve(CREDITS, 2, key="b", ttl_s=30)
     await ledger.cancel(CREDITS, key="b", reason="changed my mind")
     clock.advance(30)
-    await ledger.balance(CREDITS)
+    await ledger.sweep()
     assert events.names == [
         "quota.granted",
         "quota.activated",

@@ -20,6 +20,8 @@ from .main import compose, migrate_schema
 from .server import SERVE, ServiceDidNotStart, bind, serve, stop_with_parent, supervise
 from .settings import Settings, SettingsInvalid, load_settings
 
+# What a worker may take after its last request: each part drains within a bound of its own.
+PARTS_DRAIN_S = 60.0
 _ERRORS = Console(stderr=True, highlight=False)
 
 
@@ -67,7 +69,9 @@ def _serve(options: argparse.Namespace) -> int:
     if not options.worker:
         _announce(listener)
     if settings.workers > 1 and not options.worker:
-        return supervise([*SERVE, "--worker"], listener, settings.workers, _fresh_metrics_dir(settings))
+        stop_s = settings.drain_s + PARTS_DRAIN_S
+        supervise([*SERVE, "--worker"], listener, settings.workers, _fresh_metrics_dir(settings), stop_s)
+        return 0
     service = compose(settings)
     serve(service.app, listener, drain_s=settings.drain_s, begin_drain=service.begin_drain)
     return 0
@@ -83,7 +87,8 @@ def _fresh_metrics_dir(settings: Settings) -> dict[str, str]:
 
 def _announce(listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
-    _ERRORS.print(f"daydo is on http://{host}:{port} (API page: /docs, metrics: /metrics); Ctrl-C stops it")
+    if _ERRORS.is_terminal:  # elsewhere standard error is the log, and holds JSON lines only
+        _ERRORS.print(f"daydo is on http://{host}:{port} (API page: /docs, metrics: /metrics); Ctrl-C stops it")
 
 
 if __name__ == "__main__":

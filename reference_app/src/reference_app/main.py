@@ -37,7 +37,7 @@ from .images.routes import images_router
 from .images.service import Images
 from .images.tables import Upload
 from .images.workers import ImageWorkers
-from .openapi import openapi_assets, openapi_config
+from .openapi import home, openapi_assets, openapi_config
 from .settings import Settings, signing_keys
 
 SCHEMAS = ("daydo_auth", "daydo_quota", "daydo_pipeline", "reference_app")
@@ -96,7 +96,7 @@ def compose(settings: Settings) -> Service:
             yield
 
     app = Litestar(
-        [api, openapi_assets()],
+        [api, home, openapi_assets()],
         plugins=[KernelPlugin(), AuthPlugin(auth)],
         lifespan=[lifespan],
         openapi_config=openapi_config(version("daydo-reference-app")),

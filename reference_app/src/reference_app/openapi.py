@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from litestar import Router
+from litestar import Router, get
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 
 _ASSETS = "/docs/assets"
@@ -31,6 +32,12 @@ def openapi_config(version: str) -> OpenAPIConfig:
         path="/docs",
         render_plugins=[page],
     )
+
+
+@get("/", include_in_schema=False)
+async def home() -> Redirect:
+    """A visitor's first address leads to the API page."""
+    return Redirect("/docs")
 
 
 def openapi_assets() -> Router:

@@ -21,6 +21,8 @@ from typing import Self
 import uvicorn
 from litestar.types import ASGIApp
 
+from .settings import is_setting
+
 SERVE = (sys.executable, "-m", "reference_app.cli", "serve")
 RESTART_DELAY_S = 1.0
 START_TIMEOUT_S = 30.0
@@ -74,11 +76,13 @@ def stop_with_parent(pipe: int) -> None:
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
-def supervise(command: Sequence[str], listener: socket.socket, workers: int, environment: Mapping[str, str]) -> int:
+def supervise(
+    command: Sequence[str], listener: socket.socket, workers: int, environment: Mapping[str, str], stop_s: float
+) -> None:
     """Run ``workers`` processes of ``command`` on ``listener``; restart those that die; stop them together.
 
     Each gets ``--listen-fd``, ``--parent-fd`` and ``environment`` on top of ours. Returns when SIGINT or SIGTERM has
-    ended them all.
+    ended them all; one that is not gone ``stop_s`` after that is killed.
     """
     theirs, ours = os.pipe()
     arguments = [*command, f"--listen-fd={listener.fileno()}", f"--parent-fd={theirs}"]
@@ -92,14 +96,25 @@ def supervise(command: Sequence[str], listener: socket.socket, workers: int, env
             start_new_session=True,
         )
 
-    stopping = threading.Event()
+    # A list, not an Event: setting that in a signal handler can dead-lock with the main thread's own wait for it.
+    stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda received, _: stopping.append(received))
     children = [start() for _ in range(workers)]
-    while not stopping.wait(RESTART_DELAY_S):
+    while not stopping:
+        time.sleep(RESTART_DELAY_S)
         children = [child if child.poll() is None else start() for child in children]
     os.close(ours)
-    return max(child.wait() for child in children)
+    for child in children:
+        _end(child, stop_s)
+
+
+def _end(child: subprocess.Popen[bytes], stop_s: float) -> None:
+    try:
+        child.wait(stop_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 class ServiceProcess:
@@ -111,7 +126,7 @@ class ServiceProcess:
 
     def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self._folder = folder
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("DAYDO_")}
+        ours = {name: value for name, value in os.environ.items() if not is_setting(name)}
         self._environment = {**ours, "DAYDO_DATA_DIR": str(folder), **(environment or {})}
         self.log = folder / "service.log"
         self.url = ""

@@ -20,12 +20,12 @@ from dotenv import dotenv_values
 from msgspec import Meta
 
 from daydo_auth import AuthConfig
-from daydo_db import DatabaseConfig
+from daydo_db import Database, DatabaseConfig
 from daydo_kernel import Config
 from daydo_observe import ObserveConfig
 from daydo_pipeline import RunsConfig
 from daydo_quota import LedgerConfig
-from daydo_redis import RedisConfig
+from daydo_redis import Redis, RedisConfig
 
 from .images.config import ImagesConfig
 from .images.workers import ImageWorkersConfig
@@ -145,10 +145,12 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path = Path(
             except (msgspec.ValidationError, msgspec.DecodeError) as error:
                 problems.append(f"{name}={_shown(name, given[name])}: {error}; for example {_example(name, hint)}")
     problems += _complete_secrets(values)
-    problems += _contradictions(values)
     if problems:
         raise SettingsInvalid(problems)
-    return msgspec.convert(values, Settings)
+    settings = msgspec.convert(values, Settings)
+    if problems := _contradictions(settings):
+        raise SettingsInvalid(problems)
+    return settings
 
 
 def env_example() -> str:
@@ -163,6 +165,11 @@ def env_example() -> str:
             lines += ["", f"# {_description(hint)}"]
         lines.append(f"# {name}={_text(_default(path))}")
     return "\n".join(lines) + "\n"
+
+
+def is_setting(name: str) -> bool:
+    """Whether an environment variable of this name, or historical name, is ours."""
+    return name.startswith(PREFIX) or name in ALIASES
 
 
 def signing_keys(jwt_secret: str) -> dict[str, str]:
@@ -250,11 +257,26 @@ def _development_secret(data_dir: Path, name: str) -> str:
     return secret
 
 
-def _contradictions(values: dict[str, Any]) -> list[str]:
-    redis_url = values.get("redis_url", "embedded://")
-    if values.get("workers", 1) > 1 and redis_url.startswith("embedded:"):
-        return ["DAYDO_WORKERS needs a shared Redis; for example DAYDO_REDIS_URL=redis://127.0.0.1:6379/0"]
-    return []
+def _contradictions(settings: Settings) -> list[str]:
+    """What each value allows and all together do not."""
+    problems = []
+    if settings.workers > 1 and settings.redis_url.startswith("embedded:"):
+        problems.append("DAYDO_WORKERS needs a shared Redis; for example DAYDO_REDIS_URL=redis://127.0.0.1:6379/0")
+    run_s = settings.pipeline.run_deadline_s + settings.pipeline.hold_margin_s
+    if run_s > settings.quota.max_hold_ttl_s:
+        problems.append(
+            f"a run may hold credits for {run_s:g} s, longer than DAYDO_QUOTA__MAX_HOLD_TTL_S allows; for example "
+            f"DAYDO_QUOTA__MAX_HOLD_TTL_S={run_s:g}"
+        )
+    try:
+        Database(settings.resolved_database_url, settings.database)
+    except ValueError as error:
+        problems.append(f"DAYDO_DATABASE_URL: {error}; for example DAYDO_DATABASE_URL=mysql://user:pw@127.0.0.1/daydo")
+    try:
+        Redis(settings.redis_url, settings.redis)
+    except ValueError as error:
+        problems.append(f"DAYDO_REDIS_URL: {error}; for example DAYDO_REDIS_URL=redis://127.0.0.1:6379/0")
+    return problems
 
 
 def _shown(name: str, value: str) -> str:

@@ -159,18 +159,35 @@ class Auth(Part):
             raise WrongCredentials()
         fresh = await self._rehash(password.secret, hashed)
 
-        async def write(tx: Tx) -> tuple[str, bytes]:
+        async def write(tx: Tx) -> Tokens:
             if fresh:
                 await self._store.replace_hash(tx, tenant, subject, hashed, fresh)
-            session_id, salt = await self._store.open_session(tx, tenant, subject, device_name(device))
-            await self._tell(tx, "login", tenant, subject, session_id=session_id, device=device_name(device))
-            return session_id, salt
+            return await self._open(tx, tenant, subject, device)
 
-        session_id, salt = await self._db.run(write)
-        self._logins["ok"].inc()
-        return self._tokens(tenant, subject, session_id, salt, 1)
+        return await self._db.run(write)
 
     # -- sessions ------------------------------------------------------------------------------------------------
+
+    async def open_session(self, subject: str, *, tenant: str = "", device: str = "", tx: Tx | None = None) -> Tokens:
+        """Open a session for ``subject`` without asking for a password.
+
+        Only for code that has proven in this very request who is calling, or has just created them: a registration, a
+        one-time code, another identity provider. Never with a subject that the request merely names. Whether
+        ``subject`` has a password here is not looked at.
+
+        With ``tx`` the session is part of your transaction: hand the tokens out after its commit. The access token
+        needs no database, so one from a transaction that was rolled back would be accepted for ``access_ttl_s``.
+
+        Raises:
+            ValueError: ``subject`` or ``tenant`` is no name.
+        """
+        self._require_started()
+        check_names(tenant, subject)
+
+        async def write(tx: Tx) -> Tokens:
+            return await self._open(tx, tenant, subject, device)
+
+        return await self._db.run(write, tx=tx)
 
     async def refresh(self, token: str) -> Tokens:
         """The next pair. Of several calls with one token all get the same successor; see :mod:`daydo_auth.rotation`.
@@ -264,9 +281,10 @@ class Auth(Part):
         )
 
     async def _start(self) -> None:
+        self._pool.open()
         await self._db.require_schema("daydo_auth")
         await self._revoked.read()
-        self._spawn(self._revoked.follow(), "revocations")
+        self._repeat(self.config.revocation_poll_s, self._revoked.poll, "revocations")
 
     async def _drain(self) -> None:
         await self._pool.drained()
@@ -293,6 +311,13 @@ class Auth(Part):
             return await self._pool.run(self._hasher.hash, secret)
         except HashingSaturated:
             return ""
+
+    async def _open(self, tx: Tx, tenant: str, subject: str, device: str) -> Tokens:
+        name = device_name(device)
+        session_id, salt = await self._store.open_session(tx, tenant, subject, name)
+        await self._tell(tx, "login", tenant, subject, session_id=session_id, device=name)
+        tx.after_commit(self._logins["ok"].inc)
+        return self._tokens(tenant, subject, session_id, salt, 1)
 
     async def _present(self, tx: Tx, token: RefreshToken) -> tuple[Session, Outcome] | None:
         found = await self._store.lock_session(tx, token.session_id)

@@ -29,9 +29,7 @@ class HashingPool:
         self._workers = workers
         self._queue_max = queue_max
         self._threads = self._new_threads()
-        self._jobs = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.open()
         self._mean_s = 0.25
         metrics.gauge("hashing_queue", "Passwords waiting for a thread.").cell().follow(lambda: self.waiting)
         self._seconds = metrics.histogram("hashing_seconds", "Time of one hash, without its wait.").cell()
@@ -40,6 +38,12 @@ class HashingPool:
     @property
     def waiting(self) -> int:
         return max(0, self._jobs - self._workers)
+
+    def open(self) -> None:
+        """Begin in the running loop, maybe another than last time: an Event belongs to the first that waited for it."""
+        self._jobs = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def drained(self) -> None:
         await self._idle.wait()
@@ -58,15 +62,15 @@ class HashingPool:
         if self._jobs >= self._workers + self._queue_max:
             self._refused.inc()
             raise HashingSaturated(retry_after_s=self._mean_s * self._jobs / self._workers)
-        loop = asyncio.get_running_loop()
+        loop, idle = asyncio.get_running_loop(), self._idle
         self._jobs += 1
-        self._idle.clear()
+        idle.clear()
         job = self._threads.submit(_timed, work, *args)
 
         def left(job: Future[Any]) -> None:
             # Called on the thread, also where the waiting caller has gone: only then the place is free.
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._leave)
+                loop.call_soon_threadsafe(self._leave, idle)
 
         job.add_done_callback(left)
         result, seconds = await asyncio.wrap_future(job)
@@ -78,7 +82,9 @@ class HashingPool:
         # Makes no thread before the first job.
         return ThreadPoolExecutor(self._workers, thread_name_prefix="daydo-auth-hashing")
 
-    def _leave(self) -> None:
+    def _leave(self, idle: asyncio.Event) -> None:
+        if idle is not self._idle:
+            return  # A hash from before we were left and entered again: it is not counted any more.
         self._jobs -= 1
         if not self._jobs:
             self._idle.set()

@@ -8,7 +8,6 @@ to their end, at most ``access_ttl_s``.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
@@ -70,11 +69,9 @@ class Revocations:
         for session_id in [known for known, until_us in self._until_us.items() if until_us <= now_us]:
             del self._until_us[session_id]
 
-    async def follow(self) -> None:
-        """Read for ever."""
-        while True:
-            await asyncio.sleep(self._poll_s)
-            try:
-                await self.read()
-            except DbError as error:
-                log.warning("revocations of other workers cannot be read: %s", error)
+    async def poll(self) -> None:
+        """One look in the background: a database that is away is worth a line, not a traceback."""
+        try:
+            await self.read()
+        except DbError as error:
+            log.warning("revocations of other workers cannot be read: %s", error)

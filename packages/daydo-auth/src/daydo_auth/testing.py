@@ -202,6 +202,42 @@ class AuthConformance:
         assert events.names == ["auth.refused"]
         await auth.register(password, subject="u_1")
 
+    async def test_a_session_without_a_password(self, auth: Auth, events: RecordedEvents) -> None:
+        """Whoever was just registered is logged in by the same transaction; the session is one like any other."""
+        password = await auth.hash(Password("a@x.cn", self.SECRET))
+
+        async def sign_up(tx: Tx) -> Tokens:
+            await auth.register(password, subject="u_1", tenant="acme", tx=tx)
+            return await auth.open_session("u_1", tenant="acme", device="phone", tx=tx)
+
+        tokens = await auth._db.run(sign_up)
+        principal = self.who(auth, tokens)
+        assert (principal.tenant, principal.subject, principal.session_id) == ("acme", "u_1", tokens.session_id)
+        assert events.names == ["auth.registered", "auth.login"]
+        assert events.events[-1].data == {"session_id": tokens.session_id, "device": "phone"}
+        assert (await auth.refresh(tokens.refresh)).session_id == tokens.session_id
+        await auth.logout(principal)
+        with pytest.raises(SessionRevoked):
+            self.who(auth, tokens)
+        assert self.who(auth, await auth.open_session("u_2")).subject == "u_2"
+        with pytest.raises(ValueError, match="subject"):
+            await auth.open_session("u 2")
+
+    async def test_opening_a_session_belongs_to_the_transaction(self, auth: Auth, events: RecordedEvents) -> None:
+        """With tx= a rollback takes session, event and count with it: the refresh token was never ours."""
+        opened: list[Tokens] = []
+
+        async def fail(tx: Tx) -> None:
+            opened.append(await auth.open_session("u_1", tx=tx))
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            await auth._db.run(fail)
+        assert events.names == []
+        assert auth._logins["ok"].value == 0
+        with pytest.raises(TokenInvalid):
+            await auth.refresh(opened[0].refresh)
+
     async def test_each_refresh_gives_a_new_pair(self, auth: Auth, clock: ManualClock, tokens: Tokens) -> None:
         """Ten refreshes in a row are ten different pairs of one session."""
         seen = {tokens.refresh}

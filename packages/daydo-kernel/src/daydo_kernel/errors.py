@@ -13,8 +13,8 @@ An error is declared on its class and nowhere else::
 30-39 quota, 40-49 traffic and cache, 50-59 pipeline, 60-79 reference app, 80-99 yours.
 
 A class without ``code`` is a family to catch by; raising it is a ``TypeError``. Texts name their facts in
-braces, each fact is a keyword of the constructor and an attribute of the error, and ``str(error)`` is the
-English text. :func:`daydo_kernel.render` makes the HTTP answer.
+braces; each fact is a keyword of the constructor and an attribute of the error. ``str(error)`` is the English
+text and, for logs, the facts it does not name. :func:`daydo_kernel.render` makes the HTTP answer.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class DaydoError(Exception):
         self.facts = facts
         for fact, value in facts.items():
             setattr(self, fact, value)
-        super().__init__(self.text("en"))
+        unsaid = ", ".join(f"{fact}={value}" for fact, value in facts.items() if f"{{{fact}" not in self.en)
+        super().__init__(f"{self.text('en')} ({unsaid})" if unsaid else self.text("en"))
 
     @property
     def status(self) -> int:

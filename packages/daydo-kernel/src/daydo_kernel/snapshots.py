@@ -37,6 +37,7 @@ class WorkerSnapshots:
     def __init__(self, directory: Path, source: Callable[[], list[FamilySnapshot]]) -> None:
         self._directory = directory
         self._source = source
+        self._merged: list[FamilySnapshot] = []
         self.id = new_id("worker")
 
     def __enter__(self) -> Self:
@@ -59,12 +60,18 @@ class WorkerSnapshots:
         _write(self._directory / f"{self.id}.json", self._source())
 
     def merged(self) -> list[FamilySnapshot]:
-        """All live workers and everything the dead ones counted; this worker's part is fresh."""
+        """All live workers and everything the dead ones counted; this worker's part is fresh.
+
+        While another worker merges (or was stopped in the middle of it) this is the previous answer: reading beside
+        it could miss a worker or count one twice, and waiting for it would stop this one too.
+        """
         self.write()
-        with _exclusive(self._directory / "fold.lock"):
-            dead = self._fold()
-            live = sorted(self._directory.glob("worker_*.json"), key=lambda path: path.stat().st_mtime_ns)
-            return merge_snapshots([dead.families, *(_read(path) for path in live)])
+        with _try_lock(self._directory / "fold.lock") as alone:
+            if alone:
+                dead = self._fold()
+                live = sorted(self._directory.glob("worker_*.json"), key=lambda path: path.stat().st_mtime_ns)
+                self._merged = merge_snapshots([dead.families, *(_read(path) for path in live)])
+        return self._merged
 
     def _fold(self) -> _Dead:
         path = self._directory / _DEAD
@@ -88,12 +95,8 @@ class WorkerSnapshots:
         return [path.stem for path in self._directory.glob("worker_*.lock")]
 
     def _is_dead(self, worker: str) -> bool:
-        with (self._directory / f"{worker}.lock").open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
+        with _try_lock(self._directory / f"{worker}.lock") as free:
+            return free
 
 
 def _read(path: Path) -> list[FamilySnapshot]:
@@ -107,7 +110,11 @@ def _write(path: Path, value: object) -> None:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def _try_lock(path: Path) -> Iterator[bool]:
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -154,8 +154,8 @@ class Observe(Part):
     async def _start(self) -> None:
         if self._config.metrics_dir:
             self._workers = self._held.enter_context(WorkerSnapshots(Path(self._config.metrics_dir), self.families))
-            self._spawn(_every(self._config.metrics_write_s, self._workers.write), "publish")
-        self._spawn(_every(self._config.flush_s, self._lines.flush), "flush")
+            self._repeat(self._config.metrics_write_s, self._publish, "publish")
+        self._repeat(self._config.flush_s, self._flush, "flush")
         self.draining = False
         await self._events.emit(Event(name="observe.started", data={"service": self._config.service}))
 
@@ -166,6 +166,13 @@ class Observe(Part):
     async def _close(self) -> None:
         self._workers = None
         self._held.close()
+        self._lines.flush()
+
+    async def _publish(self) -> None:
+        if self._workers is not None:
+            self._workers.write()
+
+    async def _flush(self) -> None:
         self._lines.flush()
 
     async def _live(self, scope: Mapping[str, Any]) -> Rendered:
@@ -200,12 +207,3 @@ def _health_page(report: HealthReport) -> Rendered:
     if not down:
         return Rendered(200, _JSON, answer(report))
     return Rendered(503, _JSON, answer(report, Unhealthy(parts=", ".join(down))))
-
-
-async def _every(seconds: float, work: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            work()
-        except Exception:
-            log.exception("%s failed; it runs again in %s s", work.__qualname__, seconds)

@@ -1,7 +1,8 @@
 """What makes "never stuck" true: steps of dead workers, runs past their deadline, flow versions nobody knows.
 
 Every process sweeps; each case is settled in a transaction of its own under the run's lock, so it does not
-matter who comes first. Sweeps are bounded (:data:`BATCH`), the rest waits for the next one.
+matter who comes first. A case that fails is logged and tried again by the next sweep; the others go on. Sweeps
+are bounded (:data:`BATCH`), the rest waits for the next one.
 """
 # ruff: noqa: S608 - statements are composed of this file's own names; every value is a parameter
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 
-from daydo_db import Database, Tx
+from daydo_db import ConnectionLost, Database, PoolTimeout, Tx
 
 from . import planner
 from .cells import Cells
@@ -26,6 +28,8 @@ from .values import RunError
 log = logging.getLogger("daydo.pipeline")
 
 BATCH = 100
+
+T = TypeVar("T")
 
 
 class Janitor:
@@ -55,7 +59,7 @@ class Janitor:
             (now_us,),
         )
         for run_id, n, worker_id in lost.rows:
-            recovered = await self._db.run(self._recover(run_id, n, worker_id))
+            recovered = await self._try(f"run {run_id}", self._recover(run_id, n, worker_id))
             if recovered is not None:
                 self._cells.recovered.inc()
                 log.warning("step %s of run %s taken back from dead worker %s", n, run_id, worker_id)
@@ -63,7 +67,18 @@ class Janitor:
             f"SELECT id FROM daydo_pipeline_worker WHERE expires_at_us <= ? ORDER BY id LIMIT {BATCH}", (now_us,)
         )
         for (worker_id,) in dead.rows:
-            await self._db.run(self._bury(worker_id))
+            await self._try(f"worker {worker_id}", self._bury(worker_id))
+
+    async def _try(self, case: str, work: Callable[[Tx], Awaitable[T]]) -> T | None:
+        """``work`` in its own transaction; None: it failed, and that is no reason to stop the sweep."""
+        try:
+            return await self._db.run(work)
+        except (ConnectionLost, PoolTimeout):
+            # Not this case's fault: the others would only wait for the same.
+            raise
+        except Exception:
+            log.exception("%s could not be swept; the next sweep tries again", case)
+            return None
 
     def _recover(self, run_id: str, n: int, worker_id: str) -> Callable[[Tx], Awaitable[RunRow | None]]:
         async def recover(tx: Tx) -> RunRow | None:
@@ -118,10 +133,11 @@ class Janitor:
             await self._abort(run_id, RunError.of(FlowUnavailable(flow=flow, version=version), ""))
 
     async def _abort(self, run_id: str, error: RunError) -> None:
-        await self._db.run(
+        await self._try(
+            f"run {run_id}",
             lambda tx: self._store.change(
                 tx, run_id, lambda run, now_us: planner.abort(run, error=error, now_us=now_us)
-            )
+            ),
         )
 
     async def _sample(self, now_us: int) -> None:

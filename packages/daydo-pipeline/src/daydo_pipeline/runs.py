@@ -83,7 +83,7 @@ class Runs(Part):
                 raise FlowChanged(flow=flow.name, version=flow.version)
         self._hub.start()
         await self._worker.start()
-        self._spawn(self._hub.watch_others(), "streams")
+        self._repeat(self.config.poll_s, self._hub.watch_others, "streams")
 
     def begin_drain(self) -> None:
         """End all event streams and claim no more steps; everything else goes on until exit.

@@ -375,8 +375,13 @@ class Store:
 
 
 def account(run: RunRow) -> Account:
-    """Who pays for a run with a price."""
-    assert run.cost is not None  # noqa: S101 - the caller has looked
+    """Who pays for a run with a price.
+
+    Raises:
+        ValueError: it has none; nobody may be charged for it.
+    """
+    if run.cost is None:
+        raise ValueError(f"run {run.id} has no price")
     return Account(run.owner.tenant, run.owner.subject, run.cost.unit)
 
 

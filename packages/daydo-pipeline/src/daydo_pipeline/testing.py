@@ -248,6 +248,14 @@ class RunsConformance:
             assert other.created
             assert other.id != first.id
 
+    async def test_owners_are_as_long_as_subjects_and_accounts_elsewhere(self, db: Database) -> None:
+        """128 characters of tenant and of subject, all of which count."""
+        owner, other = Owner("t" * 128, "s" * 128), Owner("t" * 128, "s" * 127 + "x")
+        async with bench(db) as b:
+            run = await b.runs.start("cutout", {"photo": "p"}, owner=owner, key="k" * 64)
+            assert (await finished(b.runs, run.id, owner)).state == "succeeded"
+            assert (await b.runs.list(other)).items == []
+
     async def test_wrong_inputs_are_named(self, db: Database) -> None:
         """Missing, unknown, oversized and non-JSON inputs and odd keys are refused; nothing is stored."""
         async with bench(db) as b:
@@ -631,17 +639,17 @@ class RunsConformance:
             assert await _all(b.runs) == []
 
     async def test_streams_are_bounded(self, db: Database) -> None:
-        """One stream more than max_streams is refused, and a closed one makes room."""
+        """One stream more than max_streams is refused, a closed one makes room, and refusals come with the call."""
         async with bench(db, config=RunsConfig(max_streams=1, poll_s=0.05)) as b:
             await b.start()
             async with aclosing(b.runs.events(OWNER, "0")) as stream:
                 await anext(stream)
                 with pytest.raises(Overloaded):
-                    await anext(b.runs.events(OWNER))
+                    b.runs.events(OWNER)
             assert await _take(b.runs, 1, "0")
             for cursor in ("x", "-1", "9" * 30, "１"):
                 with pytest.raises(CursorInvalid):
-                    await anext(b.runs.events(OWNER, cursor))
+                    b.runs.events(OWNER, cursor)
 
     async def test_too_much_waiting_is_refused(self, db: Database) -> None:
         """Beyond max_queued a new run is refused and says when to come again; a repeat is still answered."""

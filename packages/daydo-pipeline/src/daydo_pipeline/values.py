@@ -20,10 +20,12 @@ StepPhase = Literal["waiting", "ready", "running", "succeeded", "failed", "cance
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 # No spaces: MySQL compares 'a' and 'a ' as equal in these columns.
 _IDENTIFIER = re.compile(r"[!-~]{1,64}")
+# As long as the subjects of daydo-auth and the accounts of daydo-quota.
+_OWNER = re.compile(r"[!-~]{1,128}")
 
 
 def is_identifier(text: str) -> bool:
-    """1 to 64 printable ASCII characters without spaces: what a subject or an idempotency key may be."""
+    """1 to 64 printable ASCII characters without spaces: what an id, a unit or an idempotency key may be."""
     return _IDENTIFIER.fullmatch(text) is not None
 
 
@@ -31,15 +33,15 @@ class Owner(msgspec.Struct, frozen=True):
     """Whose runs these are; ``tenant`` may be empty. Every read and write is bounded to one owner.
 
     Raises:
-        ValueError: a part is longer than 64 characters or holds spaces or non-ASCII characters.
+        ValueError: a part is longer than 128 characters or holds spaces or non-ASCII characters.
     """
 
     tenant: str
     subject: str
 
     def __post_init__(self) -> None:
-        if not is_identifier(self.subject) or not (self.tenant == "" or is_identifier(self.tenant)):
-            raise ValueError(f"{self!r}: tenant and subject take 1 to 64 printable ASCII characters without spaces")
+        if not _OWNER.fullmatch(self.subject) or not (self.tenant == "" or _OWNER.fullmatch(self.tenant)):
+            raise ValueError(f"{self!r}: tenant and subject take 1 to 128 printable ASCII characters without spaces")
 
 
 class Cost(msgspec.Struct, frozen=True):

@@ -37,6 +37,8 @@ from .values import JSON, RunError
 log = logging.getLogger("daydo.pipeline")
 
 _SWEEP_S = 1.0
+# How often a run that cannot be settled may refuse its refusal, too.
+_REFUSALS = 2
 
 Spawn = Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
 
@@ -103,13 +105,20 @@ class Worker:
         # An Event belongs to the loop that waited for it first; a part may be entered again in another one.
         self._wake, self._reports = asyncio.Event(), asyncio.Event()
         await self.lease.take()
-        await self.janitor.sweep()
+        await self._sweep_once()
         self._spawn(self._every(self._config.lease_s / 3, self._renew), "heartbeat")
         # Apart from the heartbeat: a long sweep must not cost the lease.
         self._spawn(self._every(min(_SWEEP_S, self._config.lease_s / 3), self.janitor.sweep), "janitor")
         if self._config.max_parallel:
             self._claimer = self._spawn(self._claim_steps(), "claim")
             self._spawn(self._write_reports(), "progress")
+
+    async def _sweep_once(self) -> None:
+        # What stops a sweep must not stop a start: the next sweep comes within a second.
+        try:
+            await self.janitor.sweep()
+        except Exception:
+            log.exception("the sweep at start failed")
 
     def wake(self) -> None:
         """Something may be ready."""
@@ -290,24 +299,33 @@ class Worker:
         )
 
     async def _commit(self, execution: Execution, decide: Decision) -> None:
-        """Write the outcome, however long the database is away; the fence ends it if the step is given away."""
+        """Write the outcome, however long the database is away; the fence ends it if the step is given away.
+
+        What cannot be settled for another reason is refused; where that fails twice too, the heartbeat finds the
+        step without an execution and takes it back.
+        """
         pause_s = 0.05
+        failures = 0
         while True:
             try:
                 after = await self._db.run(partial(self._store.change, run_id=execution.run.id, decide=decide))
             except DbError as error:
                 self._cells.unsaved.inc()
                 log.warning("outcome of run %s not written, again in %.2f s: %s", execution.run.id, pause_s, error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, self._config.poll_s)
             except Exception as error:
-                # The quota would not charge for a success (or broke): then the run has not succeeded.
+                failures += 1
                 log.exception("run %s could not be settled", execution.run.id)
+                if failures > _REFUSALS:
+                    log.error("step %s of run %s is left to recovery", execution.n, execution.run.id)
+                    return
+                # The quota would not charge for a success (or broke): then the run has not succeeded.
                 decide = self._refused(execution, error)
             else:
                 if after is None:
                     self._cells.fenced.inc()
                 return
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, self._config.poll_s)
 
     def _refused(self, execution: Execution, error: Exception) -> Decision:
         told = RunError.of(error, execution.definition.name)
@@ -373,9 +391,12 @@ class Worker:
         self._wake.set()
 
     async def _compare(self) -> None:
-        """Stop what is no longer ours; hand back what is ours by a commit whose answer we never saw."""
+        """Stop what is no longer ours; take back what is ours and not executed here.
+
+        That is a claim whose answer we never saw, or a step that could not be settled.
+        """
         before = set(self._executions)
-        held = await self._db.run(self._held)
+        held = await self._held()
         for lost in before - held:
             execution = self._executions.get(lost)
             if execution is not None:
@@ -383,12 +404,26 @@ class Worker:
         # Seen twice in a row: a claim that is just being answered is no stray.
         strays = held - before - set(self._executions)
         for stray in strays & self._strays:
-            log.warning("step %s of run %s was claimed unseen; handed back", stray[1], stray[0])
-            await self._hand_back(*stray)
+            try:
+                await self._take_back(*stray)
+            except Exception:
+                log.exception("step %s of run %s could not be taken back", stray[1], stray[0])
         self._strays = strays
 
-    async def _held(self, tx: Tx) -> set[tuple[str, int, int]]:
-        found = await tx.execute(
+    async def _take_back(self, run_id: str, n: int, fence: int) -> None:
+        """Counts as a recovery: a step that can never be settled must not be executed for ever."""
+        worker_id, max_recoveries = self.lease.worker_id, self._config.max_recoveries
+
+        def decide(row: RunRow, now_us: int) -> RunRow | None:
+            if row.steps[n].fence != fence:
+                return None
+            return planner.recover(row, n, worker_id=worker_id, max_recoveries=max_recoveries, now_us=now_us)
+
+        log.warning("step %s of run %s is ours but not executed; taken back", n, run_id)
+        await self._db.run(lambda tx: self._store.change(tx, run_id, decide))
+
+    async def _held(self) -> set[tuple[str, int, int]]:
+        found = await self._db.query(
             "SELECT run_id, n, fence FROM daydo_pipeline_step WHERE worker_id = ?", (self.lease.worker_id,)
         )
         return {(run_id, n, fence) for run_id, n, fence in found.rows}

@@ -9,12 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from daydo_db import CommitUnknown, Database, Tx, UniqueViolation
+from daydo_db import CommitUnknown, Database, Tx, UniqueViolation, Value
 from daydo_kernel import Clock, Config, Event, EventSink, Health, Metrics, NoEvents, Page, Part, new_id
 
 from . import arguments
@@ -22,7 +22,7 @@ from .errors import HoldCancelled, HoldConfirmed, HoldExpired, InsufficientQuota
 from .history import read_history
 from .model import AccountBalance, AccountLike, Balance, Entry, Grant, Hold, OpenHold
 from .planner import AccountRow, Cancel, CatchUp, Confirm, EntryRow, GrantUnits, Op, Plan, Reserve, balance_of, plan
-from .store import Store
+from .store import Store, read_unlocked
 
 log = logging.getLogger("daydo.quota")
 
@@ -89,7 +89,6 @@ class Ledger(Part):
         self.events: EventSink = events if events is not None else NoEvents()
         self._open_blocks = 0
         self._no_blocks = asyncio.Event()
-        self._no_blocks.set()
         self._metrics()
 
     async def grant(
@@ -240,7 +239,8 @@ class Ledger(Part):
     async def balance(self, account: AccountLike, *, tx: Tx | None = None) -> Balance:
         """The balances as of now; all zero for an account that was never granted anything.
 
-        With ``tx`` the account is locked, so what you read is what your next call finds.
+        With ``tx`` the account is locked, so what you read is what your next call finds. Without, nothing is locked or
+        written, and you see what is committed, also inside a transaction of your own.
         """
         self._require_started()
         key = arguments.check_account(account)
@@ -251,7 +251,7 @@ class Ledger(Part):
         return balance
 
     async def accounts(self, tenant: str, subject: str) -> list[AccountBalance]:
-        """All of a subject's balances as of now, by unit; the first 100."""
+        """All of a subject's balances as of now, by unit; the first 100. Writes nothing and sees what is committed."""
         self._require_started()
         rows = await self._accounts("tenant = ? AND subject = ?", tenant, subject)
         return [AccountBalance(unit=row.unit, **asdict(await self._current(row, now_us))) for row, now_us in rows]
@@ -261,9 +261,13 @@ class Ledger(Part):
     ) -> Page[Entry]:
         """What happened, newest first, of one unit or of all; ``cursor`` is the previous page's ``next_cursor``.
 
+        It shows what is written and committed. What time alone has done, an expiry, is written by the account's next
+        writing call or by the sweeper, and dated when it was due; until then :meth:`balance` is ahead of it.
+
         A page costs the same however long the history is.
 
         Raises:
+            BadName: ``unit`` is not 1 to 32 visible ASCII characters.
             BadRequest: the cursor is not one of ours.
             ValueError: ``limit`` is not between 1 and 100.
         """
@@ -275,10 +279,6 @@ class Ledger(Part):
             unit = arguments.check_name("unit", unit, arguments.MAX_UNIT)
             condition, args = f"{condition} AND unit = ?", [*args, unit]
         rows = await self._accounts(condition, *args)
-        if cursor is None and any(_is_due(row, now_us) for row, now_us in rows):
-            for row, now_us in rows:
-                await self._current(row, now_us)
-            rows = await self._accounts(condition, *args)
         return await read_history(self.db, [row for row, _ in rows], cursor, limit)
 
     async def sweep(self) -> int:
@@ -305,9 +305,14 @@ class Ledger(Part):
     # Life
 
     async def _start(self) -> None:
+        # Anew: an Event belongs to the first loop that waited for it, and this may be another.
+        self._no_blocks = asyncio.Event()
+        if not self._open_blocks:
+            self._no_blocks.set()
         await self.db.require_schema("daydo_quota")
         if self.config.sweep_interval_s > 0:
-            self._spawn(self._keep_sweeping(), "sweeper")
+            # Jitter: processes that were started together should not look together.
+            self._repeat(self.config.sweep_interval_s * random.uniform(0.8, 1.2), self._sweep_all, "sweeper")  # noqa: S311
 
     async def _drain(self) -> None:
         await self._no_blocks.wait()
@@ -321,17 +326,10 @@ class Ledger(Part):
         if not self._open_blocks:
             self._no_blocks.set()
 
-    async def _keep_sweeping(self) -> None:
-        while True:
-            # Jitter: processes that were started together should not look together.
-            await asyncio.sleep(self.config.sweep_interval_s * random.uniform(0.8, 1.2))  # noqa: S311
-            try:
-                more = True
-                while more:
-                    more = await self._sweep() == self.config.sweep_accounts
-                self._expiry_lag.set(await self._expiry_lag_s())
-            except Exception:
-                log.exception("a sweep failed; the next one is in about %s s", self.config.sweep_interval_s)
+    async def _sweep_all(self) -> None:
+        while await self._sweep() == self.config.sweep_accounts:
+            pass
+        self._expiry_lag.set(await self._expiry_lag_s())
 
     # One operation
 
@@ -406,7 +404,7 @@ class Ledger(Part):
 
     # Reading
 
-    async def _accounts(self, condition: str, *args: str) -> list[tuple[AccountRow, int]]:
+    async def _accounts(self, condition: str, *args: Value) -> list[tuple[AccountRow, int]]:
         """Accounts by unit, each with the time at which it was read."""
         now, now_args = self._now()
         columns = ", ".join(AccountRow.__struct_fields__)
@@ -417,10 +415,17 @@ class Ledger(Part):
         return [(AccountRow(*row[:-1]), int(row[-1])) for row in result.rows]
 
     async def _current(self, row: AccountRow, now_us: int) -> Balance:
-        if not _is_due(row, now_us):
-            return balance_of(row)
-        balance: Balance = await self._do(CatchUp(account=(row.tenant, row.subject, row.unit)), None)
-        return balance
+        """What ``row`` amounts to now. Nothing is written: writing down what is due is for writers and the sweeper."""
+        key = (row.tenant, row.subject, row.unit)
+        while _is_due(row, now_us):
+            state = await read_unlocked(self.db, row, now_us)
+            [(again, again_us)] = await self._accounts("id = ?", row.id)
+            if again == row:
+                [balance] = plan([CatchUp(account=key)], state, now_us).outcomes
+                return cast("Balance", balance)
+            # Somebody wrote between our queries, so their rows may not belong together; he has caught up, too.
+            row, now_us = again, again_us
+        return balance_of(row)
 
     async def _sweep(self) -> int:
         started = time.perf_counter()

@@ -18,7 +18,7 @@ that order: a confirm charges them from the front, and what is left returns to t
 has expired meanwhile, it returns as expired: promotional money must not come back to life by being held.
 
 *Time* is three things that happen by themselves: a hold times out, a pending grant becomes effective, a grant
-expires. Each is written when somebody next touches the account (or the sweeper does), in the order in which they
+expires. Each is written when somebody next writes to the account (or the sweeper does), in the order in which they
 were due and dated when they were due; so the books read the same whoever wrote them and however late. At an
 instant's tie holds go first. An instant belongs to the future: at exactly ``expires_at_us`` a thing has expired.
 ``next_due_at_us`` of the account is never later than the first such moment, and may be earlier: it says when to look,
@@ -155,7 +155,7 @@ class GrantRow(msgspec.Struct):
     expired: int
 
 
-class Part(NamedTuple):
+class Share(NamedTuple):
     """What a hold took from one grant, and how much of that was charged."""
 
     grant_id: str
@@ -173,7 +173,7 @@ class HoldRow(msgspec.Struct):
     captured: int
     phase: Phase
     expires_at_us: int
-    parts: list[Part]
+    parts: list[Share]
     created_at_us: int
     resolved_at_us: int
 
@@ -430,7 +430,7 @@ class _Book:
             raise KeyConflict(key=key)
         return row
 
-    def _new_hold(self, account: AccountRow, op: Reserve | Cancel, phase: Phase, parts: list[Part]) -> HoldRow:
+    def _new_hold(self, account: AccountRow, op: Reserve | Cancel, phase: Phase, parts: list[Share]) -> HoldRow:
         reserving = isinstance(op, Reserve)
         row = HoldRow(
             id=op.id,
@@ -449,7 +449,7 @@ class _Book:
         self.holds[row.id] = self.hold_of_key[row.tenant, row.op_key] = self._touch(row)
         return row
 
-    def _take(self, account: AccountRow, amount: int) -> list[Part]:
+    def _take(self, account: AccountRow, amount: int) -> list[Share]:
         live = [row for row in self.grants.values() if row.account_id == account.id and row.phase == "live"]
         if sum(row.remaining for row in live) < amount:
             raise BooksDisagree(account_id=account.id)
@@ -460,7 +460,7 @@ class _Book:
                 row.remaining -= taken
                 row.held += taken
                 amount -= taken
-                parts.append(Part(self._touch(row).id, taken, 0))
+                parts.append(Share(self._touch(row).id, taken, 0))
         return parts
 
     def _resolve(

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from daydo_db import Tx, Value
+from daydo_db import Database, Result, Tx, Value
 from daydo_kernel import Clock
 
 from .planner import (
@@ -30,9 +30,9 @@ from .planner import (
     GrantUnits,
     HoldRow,
     Op,
-    Part,
     Plan,
     Reserve,
+    Share,
     State,
 )
 
@@ -54,7 +54,7 @@ _CHANGING: dict[type[msgspec.Struct], tuple[str, ...]] = {
     GrantRow: ("phase", "remaining", "held", "spent", "expired"),
     HoldRow: ("phase", "captured", "parts", "resolved_at_us"),
 }
-_PARTS = msgspec.json.Decoder(list[Part])
+_PARTS = msgspec.json.Decoder(list[Share])
 
 # The two ways of "make it unless it is there": catching UniqueViolation instead would leave a shared lock on the other
 # transaction's row, and two newcomers who both want it exclusively next would deadlock.
@@ -156,29 +156,19 @@ class Store(msgspec.Struct, frozen=True):
     async def _unfinished_grants(self, account_ids: Sequence[int]) -> list[GrantRow]:
         if not account_ids:
             return []
-        select = (
-            f"{_select(GrantRow)} WHERE account_id IN ({_marks(account_ids)}) "
-            f"AND phase IN ('pending', 'live', 'lapsed') {self._locking}"
-        )
-        return await self._fetch(GrantRow, select, account_ids)
+        return await self._fetch(GrantRow, f"{_unfinished_grants_of(account_ids)} {self._locking}", account_ids)
 
     async def _overdue_holds(self, account_id: int, now_us: int, limit: int) -> tuple[list[HoldRow], int]:
-        open_holds = f"{_select(HoldRow)} WHERE account_id = ? AND phase = 'open'"
         in_order = f"ORDER BY expires_at_us LIMIT ? {self._locking}"
         args = (account_id, now_us)
-        overdue = await self._fetch(HoldRow, f"{open_holds} AND expires_at_us <= ? {in_order}", (*args, limit))
+        overdue = await self._fetch(HoldRow, f"{_OPEN_HOLDS} AND expires_at_us <= ? {in_order}", (*args, limit))
         if len(overdue) == limit:
             return overdue, overdue[-1].expires_at_us
-        later = await self._fetch(HoldRow, f"{open_holds} AND expires_at_us > ? {in_order}", (*args, 1))
+        later = await self._fetch(HoldRow, f"{_OPEN_HOLDS} AND expires_at_us > ? {in_order}", (*args, 1))
         return overdue, later[0].expires_at_us if later else NEVER_US
 
     async def _fetch(self, table: type[Row], sql: str, args: Sequence[Value]) -> list[Row]:
-        result = await self.tx.execute(sql, args)
-        rows = [table(*row) for row in result.rows]
-        for row in rows:
-            if isinstance(row, HoldRow):
-                row.parts = _PARTS.decode(row.parts)  # type: ignore[arg-type]  # text, as it came
-        return rows
+        return _rows(table, await self.tx.execute(sql, args))
 
     async def _insert(self, rows: Sequence[GrantRow | HoldRow | EntryRow]) -> None:
         for start in range(0, len(rows), _INSERT_ROWS):
@@ -197,11 +187,37 @@ class Store(msgspec.Struct, frozen=True):
         )
 
 
+async def read_unlocked(db: Database, account: AccountRow, now_us: int) -> State:
+    """What a CatchUp of ``account`` at ``now_us`` is decided on, outside any transaction and without a lock.
+
+    Good for looking only, and only if the account's row is still the same afterwards: then these rows belong together.
+    """
+    grants = _rows(GrantRow, await db.query(_unfinished_grants_of([account.id]), [account.id]))
+    overdue = _rows(HoldRow, await db.query(f"{_OPEN_HOLDS} AND expires_at_us <= ?", [account.id, now_us]))
+    key = (account.tenant, account.subject, account.unit)
+    return State(accounts={key: account}, grants=grants, holds=overdue)
+
+
 _QUIET = (GrantUnits, CatchUp)
 
 
 def _select(table: type[msgspec.Struct]) -> str:
     return f"SELECT {', '.join(table.__struct_fields__)} FROM {_TABLES[table]}"  # noqa: S608 - names of ours
+
+
+_OPEN_HOLDS = f"{_select(HoldRow)} WHERE account_id = ? AND phase = 'open'"
+
+
+def _unfinished_grants_of(account_ids: Sequence[int]) -> str:
+    return f"{_select(GrantRow)} WHERE account_id IN ({_marks(account_ids)}) AND phase IN ('pending', 'live', 'lapsed')"
+
+
+def _rows(table: type[Row], result: Result) -> list[Row]:
+    rows = [table(*row) for row in result.rows]
+    for row in rows:
+        if isinstance(row, HoldRow):
+            row.parts = _PARTS.decode(row.parts)  # type: ignore[arg-type]  # text, as it came
+    return rows
 
 
 def _marks(values: Sequence[object]) -> str:

@@ -523,6 +523,10 @@ class LedgerConformance:
         clock.advance(40)
         await ledger.confirm(account, 2, key="b", reason="two pictures")
         clock.advance(3600)
+        assert (await ledger.history(account.tenant, account.subject)).items[0].kind == "confirmed", (
+            "a look writes nothing"
+        )
+        await ledger.sweep()
         page = await ledger.history(account.tenant, account.subject)
         told = [(e.seq, e.kind, e.key, e.amount, e.available, e.reserved, e.spent, e.expired) for e in page.items]
         assert told == [
@@ -565,6 +569,13 @@ class LedgerConformance:
             AccountBalance(unit="credits", available=3),
             AccountBalance(unit="points", available=7),
         ]
+
+    async def test_a_unit_is_a_name(self, ledger: LedgerLike, account: Account) -> None:
+        """Clients ask for any unit: what a table cannot hold, or a padding one takes for another, is BadName."""
+        await ledger.grant(account, 1, key="order")
+        for unit in ("crédits", "积分", f"{account.unit} ", f" {account.unit}", "", "c" * 33, "\ud800", "c\0"):
+            await _raises(BadName, ledger.history(account.tenant, account.subject, unit=unit))
+        assert not (await ledger.history(account.tenant, account.subject, unit="unknown")).items
 
     async def test_many_at_once_never_oversell(self, ledger: LedgerLike, account: Account) -> None:
         """Forty callers want one of ten units: ten get one."""

@@ -291,7 +291,8 @@ class Redis(Part):
         """A client of our own, in ``_resources`` with all it stands on."""
         if self._backend == "memory":
             client = embedded.memory_client(url, self._config.pool_size)
-            self._spawn(self._sweep(), "sweep")
+            # fakeredis forgets an expired key only when somebody comes across it; DBSIZE comes across all of them.
+            self._repeat(embedded.SWEEP_S, lambda: self._execute_command("DBSIZE"), "sweep")
         elif self._backend == "server":
             server = embedded.PrivateRedis()
             self._resources.push_async_callback(asyncio.to_thread, server.stop)
@@ -311,12 +312,6 @@ class Redis(Part):
     def _new_connection(self) -> AbstractConnection:
         make: Callable[[], AbstractConnection] = self._pool.make_connection
         return make()
-
-    async def _sweep(self) -> None:
-        # fakeredis forgets an expired key only when somebody comes across it; DBSIZE comes across all of them.
-        while True:
-            await asyncio.sleep(embedded.SWEEP_S)
-            await self._execute_command("DBSIZE")
 
     async def _drain(self) -> None:
         self._pubsub.finish()

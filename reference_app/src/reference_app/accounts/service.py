@@ -48,11 +48,12 @@ class Accounts:
         self._clock = clock or SystemClock()
 
     async def register(self, contact: Contact, password: str, *, device: str) -> tuple[Profile, Tokens]:
-        """Create user, log-in and first credits in one transaction, then open a session.
+        """Create user, log-in, first credits and session in one transaction.
 
         Raises:
             LoginTaken: the phone number or address belongs to a user.
             PasswordTooWeak: the password breaks the policy.
+            HashingSaturated: too many passwords wait to be hashed; nothing is created.
         """
         profile = Profile(
             id=new_id("user"),
@@ -61,10 +62,9 @@ class Accounts:
             email=contact.email,
             created_at_us=self._clock.now_us(),
         )
-        secret = Password(contact.login, password)
-        hashed = await self._auth.hash(secret)
+        hashed = await self._auth.hash(Password(contact.login, password))
 
-        async def create(tx: Tx) -> None:
+        async def create(tx: Tx) -> Tokens:
             await self._auth.register(hashed, subject=profile.id, tenant=TENANT, tx=tx)
             await self._profiles.add(profile, tx=tx)
             if self._welcome_credits:
@@ -72,9 +72,9 @@ class Accounts:
                 await self._ledger.grant(
                     account, self._welcome_credits, key=f"welcome_{profile.id}", source="promo", tx=tx
                 )
+            return await self._auth.open_session(profile.id, tenant=TENANT, device=device, tx=tx)
 
-        await self._db.run(create)
-        return profile, await self._auth.login(secret, device=device, tenant=TENANT)
+        return profile, await self._db.run(create)
 
     async def login(self, contact: Contact, password: str, *, device: str) -> tuple[Profile, Tokens]:
         """Open a session.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
@@ -95,4 +96,11 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     trace: str
 
 
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """The job is under way; ``share`` of it is done, 0 to 1."""
+
+    share: float
+
+
 Reply = Done | Refused | Failed
+Report = Callable[[float], None]

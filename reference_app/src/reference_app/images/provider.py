@@ -31,5 +31,5 @@ class LocalProvider:
             params=call.params,
             output=str(self._files.path(result)),
         )
-        output = await self._workers.run(msgspec.convert(call.step, Operation), job)
+        output = await self._workers.run(msgspec.convert(call.step, Operation), job, call.report)
         return {"file": result, "width": output.width, "height": output.height}

@@ -160,7 +160,7 @@ class LiveController(Controller):
         cursor: Cursor = None,
         last_event_id: Annotated[str | None, Parameter(header="Last-Event-ID", max_length=64)] = None,
     ) -> Stream:
-        """Server-Sent Events; a reconnecting browser resumes by Last-Event-ID."""
+        """Server-Sent Events. To resume, take a new ticket and pass the last event's id as ``cursor``."""
         events = _shown(images.events(_owner(request.user), last_event_id or cursor))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         body = server_sent(events, config.stream_comment_s)

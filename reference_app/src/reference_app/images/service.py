@@ -7,6 +7,7 @@ import errno
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+from daydo_db import CommitUnknown
 from daydo_kernel import BadRequest, Clock, FieldError, NotFound, Page, SystemClock, new_id
 from daydo_pipeline import Owner, Run, RunEvent, Runs
 
@@ -65,6 +66,8 @@ class Images:
                 created_at_us=self._clock.now_us(),
             )
             await self._uploads.add(upload)
+        except CommitUnknown:
+            raise  # the row may be there, and then it needs its file
         except BaseException as error:
             path.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:

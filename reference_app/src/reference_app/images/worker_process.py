@@ -18,7 +18,7 @@ import cv2
 import msgspec
 
 from .errors import ImageError
-from .jobs import Done, Failed, Refused, Reply, Request
+from .jobs import Done, Failed, Progress, Refused, Reply, Report, Request
 from .operations import perform
 
 READY = b"ready\n"
@@ -37,8 +37,12 @@ def main() -> None:
     threading.Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True).start()
     replies.write(READY)
     decoder, encoder = msgspec.json.Decoder(Request), msgspec.json.Encoder()
+
+    def send(message: Progress | Reply) -> None:
+        replies.write(encoder.encode(message) + b"\n")
+
     while True:
-        replies.write(encoder.encode(_answer(decoder.decode(requests.get()))) + b"\n")
+        send(_answer(decoder.decode(requests.get()), lambda share: send(Progress(share))))
 
 
 def _listen(source: BinaryIO, requests: queue.SimpleQueue[bytes]) -> None:
@@ -47,9 +51,9 @@ def _listen(source: BinaryIO, requests: queue.SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _answer(request: Request) -> Reply:
+def _answer(request: Request, report: Report) -> Reply:
     try:
-        return Done(perform(request))
+        return Done(perform(request, report))
     except ImageError as error:
         return Refused(error.code, error.facts, error.fields)
     except MemoryError:

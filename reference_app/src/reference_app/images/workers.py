@@ -25,7 +25,7 @@ from msgspec import Meta
 from daydo_kernel import Clock, Config, Draining, EventSink, Health, InternalError, Metrics, Part
 
 from .errors import ImageError, JobTimedOut, WorkerCrashed, WorkersBusy
-from .jobs import OPERATIONS, Done, Failed, Job, Operation, Output, Refused, Reply, Request, partial
+from .jobs import OPERATIONS, Done, Failed, Job, Operation, Output, Progress, Refused, Reply, Report, Request, partial
 from .photo import PhotoLimits
 
 log = logging.getLogger("daydo")
@@ -36,6 +36,10 @@ OUTCOMES: tuple[Outcome, ...] = ("done", "refused", "failed", "crashed", "timed_
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR")
 # Pillow warns of strangers' broken metadata on standard error, which is the service's log of JSON lines.
 _FIXED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def _unheard(share: float) -> None:
+    """The default of ``report``."""
 
 
 class ImageWorkersConfig(Config, frozen=True, kw_only=True):
@@ -83,8 +87,8 @@ class ImageWorkers(Part):
         self.metrics.gauge("queue_jobs", "Jobs that wait for a worker.").cell().follow(lambda: self._waiting)
         self.metrics.gauge("workers_alive", "Worker processes there are.").cell().follow(self._alive)
 
-    async def run(self, operation: Operation, job: Job) -> Output:
-        """Do ``job`` in a worker; cancelling the call kills the worker that is at it.
+    async def run(self, operation: Operation, job: Job, report: Report = _unheard) -> Output:
+        """Do ``job`` in a worker, which tells ``report`` how far it is; cancelling the call kills the worker at it.
 
         A job waits for at most ``queue_max`` others, then runs for at most ``timeout_s``. The result appears
         under its final name or not at all; doing a job again writes the same file again.
@@ -104,7 +108,7 @@ class ImageWorkers(Part):
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                reply = await worker.call(Request(operation=operation, job=job, limits=self._limits))
+                reply = await worker.call(Request(operation=operation, job=job, limits=self._limits), report)
             outcome, result = _outcome(reply)
         except TimeoutError:
             outcome, result = "timed_out", JobTimedOut(timeout_s=self._config.timeout_s)
@@ -241,7 +245,7 @@ class _Worker:
     """One process, as seen from here."""
 
     _encoder = msgspec.json.Encoder()
-    _decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+    _decoder: msgspec.json.Decoder[Progress | Reply] = msgspec.json.Decoder(Progress | Reply)
 
     def __init__(self, process: Process) -> None:
         if process.stdin is None or process.stdout is None:
@@ -279,14 +283,15 @@ class _Worker:
         """Raises EOFError if the process ends before it says so."""
         await self._line()
 
-    async def call(self, request: Request) -> Reply:
+    async def call(self, request: Request, report: Report) -> Reply:
         """One job there and back. Raises EOFError or ConnectionError if the process ends meanwhile."""
         self._unfinished = partial(request.job.output)
         self._requests.write(self._encoder.encode(request) + b"\n")
         await self._requests.drain()
-        reply = self._decoder.decode(await self._line())
+        while isinstance(message := self._decoder.decode(await self._line()), Progress):
+            report(message.share)
         self._unfinished = ""
-        return reply
+        return message
 
     async def _line(self) -> bytes:
         line = await self._replies.readline()

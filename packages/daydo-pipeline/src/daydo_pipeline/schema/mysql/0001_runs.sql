@@ -11,8 +11,8 @@ CREATE TABLE daydo_pipeline_def (
 -- The run row is the mutex of the run: every transition locks it first.
 CREATE TABLE daydo_pipeline_run (
     id VARCHAR(40) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    tenant VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    subject VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    subject VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     op_key VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     fingerprint CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     flow VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
@@ -84,15 +84,15 @@ CREATE TABLE daydo_pipeline_worker (
 
 -- seq is counted up under this row's lock, so an owner's events have no gaps and commit in the order of seq.
 CREATE TABLE daydo_pipeline_owner (
-    tenant VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    subject VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    subject VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     seq BIGINT NOT NULL,
     PRIMARY KEY (tenant, subject)
 ) ENGINE=InnoDB;
 
 CREATE TABLE daydo_pipeline_event (
-    tenant VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    subject VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    subject VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     seq BIGINT NOT NULL,
     run_id VARCHAR(40) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     name VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
