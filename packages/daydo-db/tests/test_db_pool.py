@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daydo_db import ConnectionLost, DatabaseConfig, PoolTimeout
+from daydo_db import ConnectionLost, Database, DatabaseConfig, PoolTimeout
 from daydo_db.pool import Pool
 
 
@@ -18,6 +19,8 @@ class Pretended:
         self.usable = True
         self.in_transaction = False
         self.closed = False
+        self.pings = 0
+        self.ping_s = 0.0
         self.born_s = asyncio.get_running_loop().time()
 
     async def execute(self, statement: Any, args: Any = ()) -> Any: ...
@@ -25,8 +28,9 @@ class Pretended:
     async def script(self, text: str) -> Any: ...
 
     async def ping(self) -> bool:
-        await asyncio.sleep(0)
-        return self.usable
+        self.pings += 1
+        await asyncio.sleep(self.ping_s)
+        return self.usable and not self.ping_s
 
     async def close(self) -> None:
         assert not self.closed
@@ -38,12 +42,13 @@ class World:
 
     def __init__(self, size: int = 2, keep: int = 2, **config: Any) -> None:
         self.opened: list[Pretended] = []
+        self.connect_s = 0.0
         self.refuse = False
         self.waits: list[float] = []
         self.pool = Pool(self.connect, DatabaseConfig(**config), size=size, keep=keep, observe_wait=self.waits.append)
 
     async def connect(self) -> Pretended:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.connect_s)
         if self.refuse:
             raise ConnectionLost()
         self.opened.append(Pretended())
@@ -156,6 +161,51 @@ async def test_closing_takes_the_connections_of_those_who_stay() -> None:
     assert (world.pool.in_use, world.pool.idle) == (0, 0)
 
 
+async def test_closing_refuses_those_who_wait() -> None:
+    """Nothing is opened for them in a pool that nobody will close again."""
+    world = World(size=1)
+    held = await world.pool.acquire()
+    waiting = [asyncio.create_task(world.pool.acquire()) for _ in range(3)]
+    await settle()
+    waiting[0].cancel()
+    await world.pool.close()
+    world.pool.release(held)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, ConnectionLost, ConnectionLost]
+    assert (world.pool.in_use, world.pool.waiting, len(world.opened)) == (0, 0, 1)
+
+
+async def test_closing_refuses_the_one_who_was_handed_a_slot_in_that_tick() -> None:
+    """It does not open a connection, and its slot goes on."""
+    world = World(size=1)
+    held = await world.pool.acquire()
+    waiting = asyncio.create_task(world.pool.acquire())
+    await settle()
+    world.pool.release(held)
+    await world.pool.close()
+    with pytest.raises(ConnectionLost):
+        await waiting
+    assert (world.pool.in_use, world.open, len(world.opened)) == (0, [], 1)
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["connecting", "pinging"])
+async def test_closing_takes_a_connection_under_way(idle: bool) -> None:
+    """Also where the pool is in use again before it arrives."""
+    world = World(size=2, pool_ping_s=1e-9)
+    if idle:
+        world.pool.release(await world.pool.acquire())
+        await asyncio.sleep(0.001)
+    world.connect_s = 0.02
+    asking = asyncio.create_task(world.pool.acquire())
+    await asyncio.sleep(0)
+    await world.pool.close()
+    world.connect_s = 0.0
+    again = await world.pool.acquire()
+    with pytest.raises(ConnectionLost):
+        await asking
+    assert (world.open, world.pool.in_use) == ([again], 1)
+
+
 Step = tuple[str, int]
 
 
@@ -212,3 +262,65 @@ async def test_waiting_is_bounded() -> None:
     with pytest.raises(PoolTimeout):
         await world.pool.acquire()
     assert len(world.waits) == 1
+
+
+async def test_after_one_dead_connection_the_idle_ones_are_not_asked() -> None:
+    """A server that is gone costs one ping, not one for each of them."""
+    world = World(size=10, keep=10, pool_ping_s=1e-9)
+    for connection in [await world.pool.acquire() for _ in range(10)]:
+        world.pool.release(connection)
+    for pretended in world.opened:
+        pretended.ping_s = 0.01
+    await asyncio.sleep(0.001)
+    fresh = await world.pool.acquire()
+    await settle()
+    assert sum(pretended.pings for pretended in world.opened) == 1
+    assert world.open == [fresh]
+
+
+@pytest.mark.parametrize("slow", ["ping", "connect"])
+async def test_pinging_and_connecting_are_bounded_too(slow: str) -> None:
+    """By acquire_timeout_s and connect_timeout_s together; nothing stays open or taken."""
+    world = World(size=1, acquire_timeout_s=0.02, connect_timeout_s=0.02, pool_ping_s=1e-9)
+    if slow == "ping":
+        world.pool.release(await world.pool.acquire())
+        world.opened[0].ping_s = 60
+        await asyncio.sleep(0.001)
+    world.connect_s = 60
+    async with asyncio.timeout(1):
+        with pytest.raises(ConnectionLost):
+            await world.pool.acquire()
+    await settle()
+    assert (world.pool.in_use, world.open) == (0, [])
+
+
+async def test_trimming_survives_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one error would keep every connection for ever."""
+    turns, again = iter(range(10)), asyncio.Event()
+
+    def trim(pool: Pool) -> None:
+        if next(turns):
+            again.set()
+        raise RuntimeError("trim")
+
+    monkeypatch.setattr(Pool, "trim", trim)
+    async with Database("sqlite://", DatabaseConfig(pool_idle_s=0.01)):
+        await asyncio.wait_for(again.wait(), 5)
+
+
+async def test_a_database_left_with_waiters_closes_and_can_be_entered_again() -> None:
+    """They are told, no thread stays, and the next life has its connection."""
+    db = Database("sqlite://", DatabaseConfig(drain_s=0.05))
+
+    async def hold() -> None:
+        async with db.transaction():
+            await asyncio.sleep(0.2)
+
+    async with db:
+        tasks = [asyncio.create_task(hold()) for _ in range(3)]
+        await asyncio.sleep(0.02)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConnectionLost] * 3
+    assert not [thread for thread in threading.enumerate() if "connection_worker" in thread.name]
+    async with db:
+        assert (await db.execute("SELECT 1")).rows == [(1,)]

@@ -11,6 +11,7 @@ import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+IMPORTS = re.findall(r"`(from [\w.]+ import [\w, ]+)`", README.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
@@ -24,6 +25,13 @@ def test_a_snippet_runs_as_it_stands(snippet: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("line", IMPORTS)
+def test_an_import_named_in_the_text_works(line: str) -> None:
+    """``daydo_db.migrate`` is the function to those who write it with a dot, and the module to ``from``."""
+    exec(line, {})
+
+
 def test_there_are_snippets() -> None:
     """A pattern that finds nothing would pass everything."""
     assert len(SNIPPETS) == 3
+    assert IMPORTS == ["from daydo_db.migrate import sql"]

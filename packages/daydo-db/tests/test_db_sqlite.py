@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from daydo_db import Database, DatabaseConfig, LockTimeout, QueryTimeout, StatementFailed, Tx
+from daydo_db import (
+    CommitUnknown,
+    Database,
+    DatabaseConfig,
+    DbError,
+    LockTimeout,
+    QueryTimeout,
+    StatementFailed,
+    StorageFull,
+    TransactionAborted,
+    Tx,
+)
 
 pytestmark = pytest.mark.dialect("sqlite")
 
@@ -51,6 +63,74 @@ async def test_another_process_that_keeps_the_lock_is_a_lock_timeout(database_ur
     await db.run(add_one)
 
 
+async def begin_and_add(db: Database) -> None:
+    async with db.transaction() as tx:
+        await add_one(tx)
+
+
+async def add_alone(db: Database) -> None:
+    await db.execute("UPDATE account SET n = n + 1")
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "timed out"])
+@pytest.mark.parametrize("add", [begin_and_add, add_alone])
+async def test_who_gives_up_waiting_for_the_lock_leaves_nothing_on_the_connection(
+    database_url: str, add: Callable[[Database], Awaitable[None]], cancelled: bool
+) -> None:
+    """SQLite goes on waiting in its thread; a BEGIN that succeeds there later would swallow what comes next."""
+    stranger = sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None, timeout=1)
+    async with Database(database_url, DatabaseConfig(statement_timeout_s=60 if cancelled else 0.1)) as db:
+        await db.execute("CREATE TABLE account (id INTEGER PRIMARY KEY, n INTEGER NOT NULL)")
+        await db.execute("INSERT INTO account VALUES (1, 0)")
+        stranger.execute("BEGIN IMMEDIATE")
+        adding = asyncio.create_task(add(db))
+        await asyncio.sleep(0.2)
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError if cancelled else (QueryTimeout, CommitUnknown)):
+            await adding
+        stranger.execute("COMMIT")
+        await asyncio.sleep(0.3)  # SQLite looks again at least every 100 ms.
+        ((before,),) = stranger.execute("SELECT n FROM account").fetchall()
+        assert (await db.execute("UPDATE account SET n = n + 10")).rowcount == 1
+        assert stranger.execute("SELECT n FROM account").fetchall() == [(before + 10,)]
+        assert before == 0 or add is add_alone
+        stranger.execute("BEGIN IMMEDIATE")
+        stranger.close()
+
+
+SMALL_ROW = "INSERT INTO account (n) VALUES (1)"
+LARGE_ROW = "INSERT INTO account (n) VALUES (zeroblob(200000))"
+# Of itself SQLite undoes the whole transaction after the first, and after the second only the statement.
+LARGE_ROWS = "INSERT INTO account (n) SELECT zeroblob(50000) FROM (SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3)"
+
+
+async def limit(db: Database, pages: int) -> None:
+    async with db._dedicated() as connection:
+        await connection.script(f"PRAGMA max_page_count = {pages}")
+
+
+async def insert_both(db: Database, large: str, *swallowed: type[DbError]) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(SMALL_ROW)
+        with suppress(*swallowed):
+            await tx.execute(large)
+
+
+@pytest.mark.parametrize("large", [LARGE_ROW, LARGE_ROWS], ids=["one row", "many rows"])
+async def test_a_full_disk_undoes_the_transaction_and_is_no_end(db: Database, large: str) -> None:
+    """StorageFull; nothing is kept, reading goes on, and so does writing once there is room."""
+    await limit(db, 10)
+    with pytest.raises(StorageFull):
+        await insert_both(db, large)
+    with pytest.raises(TransactionAborted):
+        await insert_both(db, large, StorageFull)
+    assert (await db.query("SELECT COUNT(*) FROM account")).rows == [(1,)]
+    await db.execute(SMALL_ROW)
+    await limit(db, 1000)
+    await db.execute(large)
+    assert (await db.query("SELECT COUNT(*) FROM account")).rows[0][0] > 2
+
+
 async def test_readers_read_beside_a_writer(db: Database) -> None:
     """They see the last commit, and do not wait."""
     async with db.transaction() as tx:
@@ -88,8 +168,8 @@ async def test_a_temporary_database_leaves_nothing_behind() -> None:
     assert not os.path.exists(os.path.dirname(file))  # noqa: ASYNC240, PTH110, PTH120
 
 
-async def test_a_stopped_statement_leaves_its_connection_usable(database_url: str) -> None:
-    """It is interrupted in its thread, which takes the next one at once."""
+async def test_a_stopped_statement_leaves_the_database_usable(database_url: str) -> None:
+    """It is interrupted in its thread, and its connection replaced, be it the only one."""
     async with Database(database_url, DatabaseConfig(statement_timeout_s=0.05, sqlite_readers=1)) as db:
         endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"
         for _ in range(2):

@@ -26,7 +26,8 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
         pool_ping_s: a connection idle for longer is pinged before it is handed out.
         sqlite_readers: SQLite connections for reads beside the one writer.
         acquire_timeout_s: wait for a free connection at most this long, then ``PoolTimeout``.
-        connect_timeout_s: for a whole connection set-up: name, TCP, TLS, login, session settings.
+        connect_timeout_s: for a whole connection set-up: name, TCP, TLS, login, session settings. With
+            ``acquire_timeout_s`` it bounds the wait for a connection in all, pings included.
         lock_timeout_s: wait for a row, table or file lock at most this long, then ``LockTimeout``.
         statement_timeout_s: a statement that runs longer is killed, then ``QueryTimeout``.
         retry_wait_s: ``run`` waits a random part of this, doubled each time, before it repeats.

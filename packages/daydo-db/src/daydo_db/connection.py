@@ -18,7 +18,8 @@ class Connection(Protocol):
 
     Attributes:
         born_s: when it was made, on the event loop's clock.
-        usable: False once it is broken; it is then closed instead of being used again.
+        usable: False once it is broken, or once a statement outside a transaction was given up and may still take
+            effect; it is then closed instead of being used again.
         in_transaction: whether the *server* has a transaction open.
     """
 

@@ -201,7 +201,7 @@ class Database(Part):
     async def _start(self) -> None:
         async with self._writers.connection():
             pass  # A wrong password or an unreachable server shows now, not at the first request.
-        self._spawn(self._trim(), "trim")
+        self._repeat(min(_TRIM_EVERY_S, self.config.pool_idle_s), self._trim, "trim")
 
     async def _drain(self) -> None:
         await asyncio.gather(*(pool.drained() for pool in self._pools))
@@ -212,10 +212,8 @@ class Database(Part):
         await self._engine.aclose()
 
     async def _trim(self) -> None:
-        while True:
-            await asyncio.sleep(min(_TRIM_EVERY_S, self.config.pool_idle_s))
-            for pool in self._pools:
-                pool.trim()
+        for pool in self._pools:
+            pool.trim()
 
     def _prepare(self, sql: str, args: Sequence[Value]) -> tuple[Statement, Sequence[Value]]:
         statement = compile_statement(self.dialect.name, sql)

@@ -195,7 +195,7 @@ class StatementFailed(
     zh="数据库拒绝了语句（{reason}）：{statement}",
     en="The database refused a statement ({reason}): {statement}",
 ):
-    """Anything else: a mistake in the SQL, a full disk, a missing right. ``statement`` has no parameters in it."""
+    """Anything else: a mistake in the SQL, a missing right. ``statement`` has no parameters in it."""
 
     reason: str
     statement: str

@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from .config import DatabaseConfig
-from .connection import Connection
-from .errors import PoolTimeout
+from .connection import Connection, to_the_end
+from .errors import ConnectionLost, PoolTimeout
 
 
 class _Idle(NamedTuple):
@@ -50,6 +50,7 @@ class Pool:
         self._busy: set[Connection] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._emptied: asyncio.Future[None] | None = None
+        self._closed = 0  # How often: who asked before a close is refused also when the pool is in use again.
         self.size = size
 
     @property
@@ -77,15 +78,15 @@ class Pool:
 
         Raises:
             PoolTimeout: none became free within ``acquire_timeout_s``.
-            ConnectionLost: a new one was needed and could not be made within ``connect_timeout_s``.
+            ConnectionLost: a new one was needed and could not be made within ``connect_timeout_s``, or the pool
+                was closed meanwhile.
         """
         started_s = _now_s()
-        await self._take_slot()
         try:
-            connection = await self._reuse() or await self._connect()
-        except BaseException:
-            self._return_slot()
-            raise
+            async with asyncio.timeout(self._config.acquire_timeout_s + self._config.connect_timeout_s):
+                connection = await self._slot_and_connection()
+        except TimeoutError:
+            raise ConnectionLost() from None
         self._busy.add(connection)
         self._observe_wait(_now_s() - started_s)
         return connection
@@ -123,13 +124,36 @@ class Pool:
             await self._emptied
 
     async def close(self) -> None:
-        """Close every connection, also those whose users did not leave in time: they get ``ConnectionLost``."""
-        for connection in [*(idle.connection for idle in self._idle), *self._busy]:
+        """Close every connection, also those whose users did not leave in time: they get ``ConnectionLost``.
+
+        So do those who wait for one. Who asks afterwards opens the pool again.
+        """
+        self._closed += 1
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(ConnectionLost())
+        self._discard_idle()
+        for connection in self._busy:
             self._discard(connection)
-        self._idle.clear()
         self._busy.clear()
         while self._closing:
             await asyncio.wait(self._closing)
+
+    async def _slot_and_connection(self) -> Connection:
+        closed = self._closed
+        await self._take_slot()
+        try:
+            if self._closed != closed:
+                raise ConnectionLost()
+            connection = await self._reuse() or await self._connect()
+            if self._closed != closed:
+                await to_the_end(connection.close())
+                raise ConnectionLost()
+        except BaseException:
+            self._return_slot()
+            raise
+        return connection
 
     async def _take_slot(self) -> None:
         if self._free:
@@ -141,10 +165,10 @@ class Pool:
             async with asyncio.timeout(self._config.acquire_timeout_s):
                 await waiter
         except BaseException as error:
-            if waiter.done() and not waiter.cancelled():
-                self._return_slot()  # It was handed to us in the same tick in which we gave up.
-            elif waiter in self._waiters:
+            if waiter in self._waiters:
                 self._waiters.remove(waiter)
+            elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._return_slot()  # It was handed to us in the same tick in which we gave up.
             if isinstance(error, TimeoutError):
                 raise PoolTimeout(waited_s=self._config.acquire_timeout_s, size=self.size) from None
             raise
@@ -163,18 +187,29 @@ class Pool:
         while self._idle:
             connection, since_s = self._idle.pop()
             now_s = _now_s()
-            fresh = now_s - since_s <= self._config.pool_ping_s
-            try:
-                if connection.usable and not self._is_old(connection, now_s) and (fresh or await connection.ping()):
-                    return connection
-            except BaseException:
+            if not connection.usable or self._is_old(connection, now_s):
                 self._discard(connection)
-                raise
-            self._discard(connection)
+            elif now_s - since_s <= self._config.pool_ping_s or await self._answers(connection):
+                return connection
         return None
+
+    async def _answers(self, connection: Connection) -> bool:
+        try:
+            if await connection.ping():
+                return True
+        except BaseException:
+            self._discard(connection)
+            raise
+        self._discard(connection)
+        self._discard_idle()  # Most likely they went with it, and would cost a ping each.
+        return False
 
     def _is_old(self, connection: Connection, now_s: float) -> bool:
         return now_s - connection.born_s > self._config.pool_lifetime_s
+
+    def _discard_idle(self) -> None:
+        while self._idle:
+            self._discard(self._idle.pop().connection)
 
     def _discard(self, connection: Connection) -> None:
         closing = asyncio.get_running_loop().create_task(connection.close())

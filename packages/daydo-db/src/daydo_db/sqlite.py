@@ -75,11 +75,12 @@ class SqliteConnection:
         self._timeout_s = statement_timeout_s
         self._counters = counters
         self._closed = False
+        self._abandoned = False
         self.born_s = asyncio.get_running_loop().time()
 
     @property
     def usable(self) -> bool:
-        return not self._closed
+        return not (self._closed or self._abandoned)
 
     @property
     def in_transaction(self) -> bool:
@@ -115,9 +116,9 @@ class SqliteConnection:
             return  # It is broken already; its thread ends with its last statement.
 
     async def _run(self, statement: Statement, args: Sequence[Value], timeout_s: float | None) -> Result:
-        if self._closed:
+        if not self.usable:
             raise ConnectionLost()
-        driver, given_up = self._driver._conn, False
+        driver, given_up, inside = self._driver._conn, False, self.in_transaction
 
         def work() -> Result:
             return Result() if given_up else _fetch(statement, driver.execute(statement.text, args))
@@ -130,6 +131,9 @@ class SqliteConnection:
         except (TimeoutError, asyncio.CancelledError) as stop:
             given_up = True
             driver.interrupt()
+            # An interrupt does not end SQLite's wait for a lock: a BEGIN may still succeed when nobody knows any
+            # more. Inside a transaction the ROLLBACK to come waits for the statement.
+            self._abandoned = not inside
             self._counters.kills.inc()
             if isinstance(stop, TimeoutError):
                 raise QueryTimeout() from None

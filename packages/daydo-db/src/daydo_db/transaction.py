@@ -23,6 +23,7 @@ from .errors import (
     LockTimeout,
     QueryTimeout,
     StatementFailed,
+    StorageFull,
     TransactionAborted,
 )
 from .tx import Dialect, Result, Value, check_arguments, compile_statement
@@ -33,7 +34,7 @@ Outcome = Literal["committed", "rolled_back", "aborted", "unknown"]
 OUTCOMES: tuple[Outcome, ...] = ("committed", "rolled_back", "aborted", "unknown")
 
 # After these the server has no transaction, or only a part of what the caller believes is in it.
-_DEADLY = (Deadlock, LockTimeout, ConnectionLost, QueryTimeout)
+_DEADLY = (Deadlock, LockTimeout, ConnectionLost, QueryTimeout, StorageFull)
 
 
 class Transaction:
@@ -77,7 +78,7 @@ class Transaction:
             try:
                 result = await self._connection.execute(statement, args)
             except BaseException as error:
-                # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (disk full, I/O error).
+                # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (an I/O error).
                 if isinstance(error, _DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
                     self._die(error)
                 raise
