@@ -111,7 +111,7 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("bounds", ["newest", "lowest"], ids=["newest", "lowest"])
 @nox.parametrize("member", MEMBERS, ids=[member.name for member in MEMBERS])
 def isolated(session: nox.Session, member: Member, bounds: str) -> None:
-    """Each wheel alone, with the newest and the lowest versions it allows, tested on the embedded back ends."""
+    """One wheel alone in a fresh environment, tested on the embedded back ends."""
     folder = scratch(session)
     session.run("uv", "build", "--quiet", "--all-packages", "--wheel", "--out-dir", str(folder / "wheels"))
     wheels = folder / "wheels.txt"
