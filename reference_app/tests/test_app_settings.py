@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,13 @@ def test_rotating_the_signing_secret_keeps_the_old_key_for_verification():
     old, both = signing_keys("old" * 12), signing_keys("new" * 12 + "," + "old" * 12)
     assert list(both)[1] in old
     assert len(both) == 2
+
+
+def test_every_setting_says_what_it_means():
+    """A line of .env.example without words would send its reader to the source."""
+    lines = env_example().splitlines()
+    silent = [line for before, line in pairwise(lines) if line.startswith("# DAYDO_") and not before.strip("# ")]
+    assert silent == []
 
 
 def test_env_example_is_what_the_settings_say():

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import os
+import re
 import secrets
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -160,9 +163,8 @@ def env_example() -> str:
     for name, path, hint in _fields(Settings):
         if len(path) > 1 and path[0] != section:
             section = path[0]
-            lines += ["", f"# {section}"]
-        if len(path) == 1:
-            lines += ["", f"# {_description(hint)}"]
+            lines += ["", f"# ---- {section} ----"]
+        lines += ["", *textwrap.wrap(_meaning(path, hint), 118, initial_indent="# ", subsequent_indent="# ")]
         lines.append(f"# {name}={_text(_default(path))}")
     return "\n".join(lines) + "\n"
 
@@ -289,8 +291,19 @@ def _example(name: str, hint: Any) -> str:
     return f"{name}={_text(examples[0] if examples else _default(path))}"
 
 
-def _description(hint: Any) -> str:
-    return next((meta.description for meta in _metas(hint) if meta.description), "")
+def _meaning(path: tuple[str, ...], hint: Any) -> str:
+    """What a field means: its own description, or its line under ``Attributes:`` in its struct's docstring."""
+    described = next((meta.description for meta in _metas(hint) if meta.description), "")
+    return described or _attributes(type(_default(path[:-1]))).get(path[-1], "")
+
+
+def _attributes(struct: type[Config]) -> dict[str, str]:
+    _, _, attributes = (inspect.getdoc(struct) or "").partition("Attributes:\n")
+    said: dict[str, str] = {}
+    for entry in re.findall(r"^    \S.*(?:\n     +.*)*", attributes, re.MULTILINE):
+        names, _, meaning = " ".join(entry.split()).partition(": ")
+        said |= dict.fromkeys(names.split(", "), meaning.replace("``", ""))
+    return said
 
 
 def _metas(hint: Any) -> list[Meta]:

@@ -12,7 +12,16 @@ Credits = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 class ImagesConfig(Config, frozen=True, kw_only=True):
-    """Prices in credits; sizes in bytes; intervals in seconds."""
+    """What the features cost, and their bounds.
+
+    Attributes:
+        cutout_credits: price of a cut-out; 0 makes it free.
+        erase_credits: price of erasing; 0 makes it free.
+        expand_credits: price of expanding; 0 makes it free.
+        upload_bytes_max: a larger upload is refused.
+        step_timeout_s: how long a task's step may take, waiting for a worker included.
+        stream_comment_s: a live stream in which nothing happened for so long says that it is still there.
+    """
 
     cutout_credits: Credits = 5
     erase_credits: Credits = 8

@@ -54,10 +54,12 @@ class ImageWorkersConfig(Config, frozen=True, kw_only=True):
         int, Meta(ge=1, description="a worker is renewed after this many jobs", examples=[500])
     ] = 500
     nice: Annotated[int, Meta(ge=0, le=19, description="how far workers stand back for the service")] = 5
-    start_timeout_s: Annotated[float, Meta(gt=0, le=120)] = 30.0
+    start_timeout_s: Annotated[float, Meta(gt=0, le=120, description="how long a worker may take to be ready")] = 30.0
     drain_s: Annotated[float, Meta(ge=0, le=120, description="how long a stop waits for jobs under way")] = 10.0
     photo_bytes_max: Annotated[int, Meta(ge=1)] = 10 * 1024 * 1024
-    photo_pixels_max: Annotated[int, Meta(ge=1, le=200_000_000)] = 40_000_000
+    photo_pixels_max: Annotated[
+        int, Meta(ge=1, le=200_000_000, description="a picture with more pixels is refused")
+    ] = 40_000_000
 
 
 class ImageWorkers(Part):
