@@ -118,6 +118,14 @@ def test_a_polite_stop_ends_open_streams_and_the_process_quickly(tmp_path):
         assert eventually_gone(children)
 
 
+def test_ctrl_c_ends_the_service_without_a_traceback(tmp_path):
+    """Status 0 and a quiet last line, for the person at the terminal."""
+    with ServiceProcess(tmp_path) as service:
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(15) == 0
+        assert "Traceback" not in service.log.read_text()
+
+
 def test_a_service_with_a_bad_setting_says_so_and_does_not_start(tmp_path):
     """Exit status 1 and the problem in words; no traceback."""
     with pytest.raises(Exception, match="DAYDO_WELCOME_CREDITS") as caught:

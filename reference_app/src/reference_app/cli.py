@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -73,7 +74,9 @@ def _serve(options: argparse.Namespace) -> int:
         supervise([*SERVE, "--worker"], listener, settings.workers, _fresh_metrics_dir(settings), stop_s)
         return 0
     service = compose(settings)
-    serve(service.app, listener, drain_s=settings.drain_s, begin_drain=service.begin_drain)
+    # uvicorn raises the signal again once it has stopped in good order.
+    with suppress(KeyboardInterrupt):
+        serve(service.app, listener, drain_s=settings.drain_s, begin_drain=service.begin_drain)
     return 0
 
 
