@@ -163,7 +163,7 @@ def test_lock_names_no_place() -> None:
 
 def test_no_file_names_a_registry_or_a_machine() -> None:
     """What is committed works anywhere: no registry hosts, no folders of somebody's machine."""
-    registries = ("pypi" + ".org", "files.python" + "hosted.org", "registry.npm" + "js.org", "deb.debian" + ".org")
+    registries = ("pypi" + ".org", "files.python" + "hosted.org", "registry.npm" + "js.org", "deb.deb" + "ian.org")
     machines = ("/wo" + "rk/", "/ro" + "ot/", "/home" + "/runner")
     for path in committed():
         text = path.read_text("utf-8", errors="replace")
