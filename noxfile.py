@@ -107,6 +107,14 @@ def types(session: nox.Session) -> None:
     run(session, "mypy", "--strict", *(word for member in MEMBERS for word in ("-p", member.module)))
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """`-- NAME`: same-run ratios beside the limit and the strongest rivals; the last line is one JSON object."""
+    get_servers(session)
+    install(session, *everything(), "--group", "bench")
+    run(session, "python", "-m", "benchmarks", *session.posargs)
+
+
 @nox.session(reuse_venv=False)
 @nox.parametrize("bounds", ["newest", "lowest"], ids=["newest", "lowest"])
 @nox.parametrize("member", MEMBERS, ids=[member.name for member in MEMBERS])

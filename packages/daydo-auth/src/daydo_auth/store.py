@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import secrets
 
-from daydo_db import Database, Tx, UniqueViolation
+from daydo_db import Database, Tx, UniqueViolation, now_sql
 from daydo_kernel import Clock, new_id
 
 from .config import AuthConfig
@@ -33,7 +33,7 @@ class Store:
     @property
     def now(self) -> str:
         """SQL for the time."""
-        return self._db.dialect.now_us if self._clock is None else str(self._clock.now_us())
+        return now_sql(self._db.dialect, self._clock)
 
     async def add_password(self, tx: Tx, tenant: str, login: str, subject: str, hashed: str) -> None:
         """A new login of a new subject.

@@ -1,5 +1,6 @@
 """SQLite and MySQL under one explicit transaction; see README.md."""
 
+from .clock import now_sql, read_now_us
 from .config import DatabaseConfig
 from .database import Database
 from .errors import (
@@ -52,4 +53,6 @@ __all__ = [
     "UniqueViolation",
     "Value",
     "migrate",
+    "now_sql",
+    "read_now_us",
 ]

@@ -30,6 +30,7 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
             ``acquire_timeout_s`` it bounds the wait for a connection in all, pings included.
         lock_timeout_s: wait for a row, table or file lock at most this long, then ``LockTimeout``.
         statement_timeout_s: a statement that runs longer is killed, then ``QueryTimeout``.
+        run_retries: ``run`` repeats a transaction that the server undid this often.
         retry_wait_s: ``run`` waits a random part of this, doubled each time, before it repeats.
         health_timeout_s: ``health()`` answers within this.
         drain_s: leaving waits this long for open transactions.
@@ -47,6 +48,7 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
     connect_timeout_s: Seconds = 5.0
     lock_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 5.0
     statement_timeout_s: Seconds = 30.0
+    run_retries: Annotated[int, Meta(ge=0, le=100)] = 3
     retry_wait_s: Annotated[float, Meta(ge=0, le=60)] = 0.02
     health_timeout_s: Seconds = 1.0
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
-
-from daydo_kernel import Counter
+from collections.abc import Sequence
+from typing import Protocol
 
 from .tx import Dialect, Result, Statement, Value
-
-T = TypeVar("T")
 
 
 class Connection(Protocol):
@@ -46,14 +41,6 @@ class Connection(Protocol):
         ...
 
 
-class Counters(NamedTuple):
-    """The cells connections count in."""
-
-    ok: Counter
-    failed: Counter
-    kills: Counter
-
-
 class Engine(Protocol):
     """How connections to one database are made.
 
@@ -68,22 +55,3 @@ class Engine(Protocol):
 
     async def connect(self, *, writable: bool) -> Connection: ...
     async def aclose(self) -> None: ...
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work`` although the calling task is cancelled, then pass the cancellation on.
-
-    For what must not stop half-way, COMMIT first of all; ``work`` bounds its own time. If ``work`` fails its
-    error wins over the cancellation, for it says more.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as stop:
-            cancelled = stop
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

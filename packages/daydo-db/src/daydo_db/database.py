@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from daydo_kernel import Clock, EventSink, Health, Metrics, NoEvents, Part
+from daydo_kernel import Clock, EventSink, Health, Metrics, NoEvents, Part, to_the_end
 
 from .config import DatabaseConfig, Location, parse_url
-from .connection import Connection, Counters, Engine, to_the_end
+from .connection import Connection, Engine
 from .errors import (
     CommitUnknown,
     ConnectionLost,
@@ -27,6 +27,7 @@ from .errors import (
 from .migrate import require_schema
 from .pool import Pool
 from .sqlite import SqliteEngine
+from .telemetry import Telemetry
 from .transaction import OUTCOMES, Transaction
 from .tx import SQLITE, Dialect, Result, Statement, Tx, Value, check_arguments, compile_statement
 
@@ -65,7 +66,7 @@ class Database(Part):
         self.dialect: Dialect = self.location.dialect
         self._inside: dict[asyncio.Task[Any] | None, Transaction] = {}
         self._declare_metrics()
-        self._engine = _engine(self.location, config, self._counters)
+        self._engine = _engine(self.location, config, self.telemetry)
         if self.dialect is SQLITE:
             self._writers = self._pool("writer", 1, keep=1, writable=True)
             self._readers = self._pool("reader", config.sqlite_readers, keep=config.sqlite_readers, writable=False)
@@ -136,12 +137,13 @@ class Database(Part):
         async with self._readers.connection() as connection:
             return await connection.execute(statement, args)
 
-    async def run(self, fn: Callable[[Tx], Awaitable[T]], *, tx: Tx | None = None, retries: int = 3) -> T:
+    async def run(self, fn: Callable[[Tx], Awaitable[T]], *, tx: Tx | None = None, retries: int | None = None) -> T:
         """Call ``fn`` in a transaction; the pattern of every writing call of a library.
 
         With ``tx`` it is ``await fn(tx)``: the caller's transaction, no retry, no commit. Without, ``fn`` runs in
-        one of its own and runs again, at most ``retries`` times, where the server undid it (``Deadlock``,
-        ``LockTimeout``) or the connection broke before COMMIT. So ``fn`` has no effect outside the database.
+        one of its own and runs again, at most ``retries`` times (None: the configuration's ``run_retries``), where the
+        server undid it (``Deadlock``, ``LockTimeout``) or the connection broke before COMMIT. So ``fn`` has no effect
+        outside the database.
 
         Raises:
             DbError: as :meth:`transaction`, and whatever ``fn`` raises.
@@ -149,6 +151,7 @@ class Database(Part):
         if tx is not None:
             return await fn(tx)
         wait_s = self.config.retry_wait_s
+        retries = self.config.run_retries if retries is None else retries
         while True:
             try:
                 async with self.transaction() as own:
@@ -254,9 +257,7 @@ class Database(Part):
         for outcome in OUTCOMES:
             self._transactions.cell(outcome)
         self._retries = self.metrics.counter("retries_total", "Transactions repeated by run().").cell()
-        statements = self.metrics.counter("statements_total", "Statements sent, by how they ended.", ("outcome",))
-        kills = self.metrics.counter("kills_total", "Statements stopped on the server after a cancellation or timeout.")
-        self._counters = Counters(ok=statements.cell("ok"), failed=statements.cell("failed"), kills=kills.cell())
+        self.telemetry = Telemetry(self.metrics)
 
 
 def _was_undone(error: BaseException | None) -> bool:
@@ -264,13 +265,13 @@ def _was_undone(error: BaseException | None) -> bool:
     return isinstance(error, _RETRIED) or (isinstance(error, TransactionAborted) and _was_undone(error.__cause__))
 
 
-def _engine(location: Location, config: DatabaseConfig, counters: Counters) -> Engine:
+def _engine(location: Location, config: DatabaseConfig, telemetry: Telemetry) -> Engine:
     if location.dialect is SQLITE:
-        return SqliteEngine(location, config, counters)
+        return SqliteEngine(location, config, telemetry)
     if not location.name:
         raise ValueError("database URL: name a database, mysql://user:password@host:3306/name")
     try:
         from .mysql import MysqlEngine  # noqa: PLC0415 - aiomysql is an extra
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError(f"{missing.name}: a mysql:// URL needs pip install 'daydo-db[mysql]'") from missing
-    return MysqlEngine(location, config, counters)
+    return MysqlEngine(location, config, telemetry)

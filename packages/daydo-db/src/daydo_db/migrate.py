@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from daydo_kernel import Event
+from daydo_kernel import Event, to_the_end
 
-from .connection import Connection, to_the_end
+from .connection import Connection
 from .errors import ConnectionLost, LockTimeout, SchemaOutdated
 from .tx import MYSQL, SQLITE, Dialect, DialectName, Value, compile_statement
 

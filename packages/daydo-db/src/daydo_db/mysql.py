@@ -11,6 +11,7 @@ import asyncio
 import math
 import re
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
@@ -21,9 +22,9 @@ from pymysql.converters import decoders  # type: ignore[import-untyped]
 from pymysql.err import MySQLError  # type: ignore[import-untyped]
 
 from .config import DatabaseConfig, Location
-from .connection import Counters
 from .errors import ConnectionLost, DbError, QueryTimeout, StatementFailed
 from .mapping import from_mysql, without_values
+from .telemetry import Telemetry
 from .tx import MYSQL, Result, Statement, Value, compile_statement
 
 _OLDEST = {"MySQL": (8, 0, 20), "MariaDB": (10, 6, 0)}
@@ -91,10 +92,10 @@ class MysqlEngine:
         | {"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE", "ANALYZE", "OPTIMIZE", "GRANT", "REVOKE"}
     )
 
-    def __init__(self, location: Location, config: DatabaseConfig, counters: Counters) -> None:
+    def __init__(self, location: Location, config: DatabaseConfig, telemetry: Telemetry) -> None:
         self._location = location
         self._config = config
-        self._counters = counters
+        self._telemetry = telemetry
         self._tls: ssl.SSLContext | None = None
         self._kills: set[asyncio.Task[None]] = set()
         self._killers = asyncio.Semaphore(_KILLS_AT_ONCE)
@@ -113,7 +114,7 @@ class MysqlEngine:
             if isinstance(error, DbError) or not isinstance(error, Exception):
                 raise
             raise self._refusal(error) from error
-        return MysqlConnection(session, self._config, self._counters, self._kill)
+        return MysqlConnection(session, self._config, self._telemetry, self._kill)
 
     async def aclose(self) -> None:
         while self._kills:
@@ -152,7 +153,6 @@ class MysqlEngine:
         return StatementFailed(reason=f"{type(error).__name__}: {error}", statement=f"connect to {self._location}")
 
     def _kill(self, thread: int) -> None:
-        self._counters.kills.inc()
         task = asyncio.get_running_loop().create_task(self._kill_now(thread))
         self._kills.add(task)
         task.add_done_callback(self._kills.discard)
@@ -174,11 +174,11 @@ class MysqlConnection:
     """One connection: statements out, results or our errors in."""
 
     def __init__(
-        self, session: _Session, config: DatabaseConfig, counters: Counters, kill: Callable[[int], None]
+        self, session: _Session, config: DatabaseConfig, telemetry: Telemetry, kill: Callable[[int], None]
     ) -> None:
         self._session = session
         self._config = config
-        self._counters = counters
+        self._telemetry = telemetry
         self._kill = kill
         self.born_s = asyncio.get_running_loop().time()
 
@@ -192,10 +192,10 @@ class MysqlConnection:
 
     async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
         text = statement.text % tuple(map(self._session.escape, args))
-        return await self._send(text.encode(), statement.text, self._config.statement_timeout_s)
+        return await self._send(text.encode(), statement, args, self._config.statement_timeout_s)
 
     async def script(self, text: str) -> Result:
-        return await self._send(text.encode(), text, None)
+        return await self._send(text.encode(), Statement(text, 0, ""), (), None)
 
     async def ping(self) -> bool:
         try:
@@ -214,16 +214,16 @@ class MysqlConnection:
         finally:
             self._session.close()
 
-    async def _send(self, sql: bytes, shown: str, timeout_s: float | None) -> Result:
-        thread = self._session.server_thread_id[0]
+    async def _send(self, sql: bytes, statement: Statement, args: Sequence[Value], timeout_s: float | None) -> Result:
+        began_s = time.perf_counter()
         try:
             async with asyncio.timeout(timeout_s):
                 result = await self._session.fetch(sql)
         except MySQLError as error:
-            self._counters.failed.inc()
+            self._telemetry.failed()
             number, message = _number(error), _message(error)
             error.args = (number, message)
-            mapped = from_mysql(number, message, shown)
+            mapped = from_mysql(number, message, statement.text)
             if isinstance(mapped, ConnectionLost):
                 self._session.close()
             raise mapped from error
@@ -231,13 +231,14 @@ class MysqlConnection:
             # Cancelled, out of time, or an answer the driver cannot read. Either way we do not know what the
             # server is doing, so this connection is done for, and the server is told.
             self._session.close()
-            self._kill(thread)
+            self._kill(self._session.server_thread_id[0])
+            self._telemetry.given_up(statement, args, time.perf_counter() - began_s)
             if isinstance(stop, TimeoutError):
                 raise QueryTimeout() from None
             if isinstance(stop, Exception):
                 raise ConnectionLost() from stop
             raise
-        self._counters.ok.inc()
+        self._telemetry.done(statement, args, time.perf_counter() - began_s, result)
         return result
 
 

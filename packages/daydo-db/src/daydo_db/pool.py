@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from daydo_kernel import to_the_end
+
 from .config import DatabaseConfig
-from .connection import Connection, to_the_end
+from .connection import Connection
 from .errors import ConnectionLost, PoolTimeout
 
 

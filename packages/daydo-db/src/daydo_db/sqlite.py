@@ -11,6 +11,7 @@ import asyncio
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -18,9 +19,9 @@ from typing import cast
 import aiosqlite
 
 from .config import DatabaseConfig, Location
-from .connection import Counters
 from .errors import ConnectionLost, QueryTimeout, StatementFailed
 from .mapping import from_sqlite
+from .telemetry import Telemetry
 from .tx import SQLITE, Result, Statement, Value, compile_statement
 
 _CLOSE_S = 5.0
@@ -35,9 +36,9 @@ class SqliteEngine:
 
     version = f"SQLite {sqlite3.sqlite_version}"
 
-    def __init__(self, location: Location, config: DatabaseConfig, counters: Counters) -> None:
+    def __init__(self, location: Location, config: DatabaseConfig, telemetry: Telemetry) -> None:
         self._path = location.path
-        self._counters = counters
+        self._telemetry = telemetry
         self._config = config
         self._folder: str | None = None
 
@@ -53,7 +54,7 @@ class SqliteEngine:
             await driver
         except sqlite3.Error as error:
             raise StatementFailed(reason=f"{error}", statement=f"open {path}") from error
-        connection = SqliteConnection(driver, self._config.statement_timeout_s, self._counters)
+        connection = SqliteConnection(driver, self._config.statement_timeout_s, self._telemetry)
         try:
             await connection.prepare(writable=writable)
         except BaseException:
@@ -70,10 +71,10 @@ class SqliteEngine:
 class SqliteConnection:
     """One connection and its thread. All of a statement happens in one visit to that thread."""
 
-    def __init__(self, driver: aiosqlite.Connection, statement_timeout_s: float, counters: Counters) -> None:
+    def __init__(self, driver: aiosqlite.Connection, statement_timeout_s: float, telemetry: Telemetry) -> None:
         self._driver = driver
         self._timeout_s = statement_timeout_s
-        self._counters = counters
+        self._telemetry = telemetry
         self._closed = False
         self._abandoned = False
         self.born_s = asyncio.get_running_loop().time()
@@ -119,6 +120,7 @@ class SqliteConnection:
         if not self.usable:
             raise ConnectionLost()
         driver, given_up, inside = self._driver._conn, False, self.in_transaction
+        began_s = time.perf_counter()
 
         def work() -> Result:
             return Result() if given_up else _fetch(statement, driver.execute(statement.text, args))
@@ -134,14 +136,14 @@ class SqliteConnection:
             # An interrupt does not end SQLite's wait for a lock: a BEGIN may still succeed when nobody knows any
             # more. Inside a transaction the ROLLBACK to come waits for the statement.
             self._abandoned = not inside
-            self._counters.kills.inc()
+            self._telemetry.given_up(statement, args, time.perf_counter() - began_s)
             if isinstance(stop, TimeoutError):
                 raise QueryTimeout() from None
             raise
         except sqlite3.Error as error:
-            self._counters.failed.inc()
+            self._telemetry.failed()
             raise from_sqlite(error, statement.text) from error
-        self._counters.ok.inc()
+        self._telemetry.done(statement, args, time.perf_counter() - began_s, result)
         return result
 
 

@@ -21,7 +21,7 @@ from .errors import (
 )
 from .events import Event, EventSink, NoEvents
 from .ids import new_id
-from .lifecycle import Health, Part, running
+from .lifecycle import Health, Part, running, to_the_end
 from .masking import mask_email, mask_id_card, mask_phone, mask_token, redact, redact_text
 from .metrics import Counter, FamilySnapshot, Gauge, Histogram, Metrics
 
@@ -72,4 +72,5 @@ __all__ = [
     "reset_context",
     "running",
     "set_context",
+    "to_the_end",
 ]

@@ -10,12 +10,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
 from .errors import NotStarted
 from .metrics import Metrics
+
+T = TypeVar("T")
 
 log = logging.getLogger("daydo")
 CANCELLATIONS_MAX = 10
@@ -124,3 +126,22 @@ async def running(parts: Iterable[Part]) -> AsyncIterator[None]:
         for part in parts:
             await stack.enter_async_context(part)
         yield
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` although the calling task is cancelled, then pass the cancellation on.
+
+    For what must not stop half-way, COMMIT first of all; ``work`` bounds its own time. If ``work`` fails its
+    error wins over the cancellation, for it says more.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as stop:
+            cancelled = stop
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
-from daydo_db import Database, DbError, Dialect, Tx, UniqueViolation, Value
+from daydo_db import Database, DbError, Tx, UniqueViolation, Value, now_sql, read_now_us
 from daydo_kernel import Clock, Event, EventSink
 
 from . import planner
@@ -50,11 +50,6 @@ def marks(count: int) -> str:
 async def insert_row(tx: Tx, table: str, **values: Value) -> None:
     """``INSERT INTO table (columns) VALUES (…)``; names are ours, values are parameters."""
     await tx.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks(len(values))})", list(values.values()))
-
-
-def now_sql(dialect: Dialect, clock: Clock | None) -> str:
-    """The time as a SQL expression: the database's own, unless a clock was passed."""
-    return dialect.now_us if clock is None else str(clock.now_us())
 
 
 def read_run(row: Sequence[Any], steps: Sequence[Sequence[Any]]) -> RunRow:
@@ -103,15 +98,11 @@ class Store:
         self._committed = committed
 
     async def now_us(self, tx: Tx) -> int:
-        if self._clock is not None:
-            return self._clock.now_us()
-        result = await tx.execute(f"SELECT {tx.dialect.now_us}")
-        return int(result.rows[0][0])
+        return await read_now_us(tx, self._clock)
 
     async def read_clock(self, db: Database) -> int:
         """The time outside any transaction, to look for candidates by."""
-        result = await db.query(f"SELECT {now_sql(db.dialect, self._clock)}")
-        return int(result.rows[0][0])
+        return await read_now_us(db, self._clock)
 
     async def lock(self, tx: Tx, run_ids: Sequence[str], *, skip_locked: bool = False) -> tuple[list[RunRow], int]:
         """Lock runs in the order of their ids; the time in µs is read in the packet that locks."""

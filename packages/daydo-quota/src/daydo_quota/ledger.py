@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from daydo_db import CommitUnknown, Database, Tx, UniqueViolation, Value
+from daydo_db import CommitUnknown, Database, Tx, UniqueViolation, Value, now_sql
 from daydo_kernel import Clock, Config, Event, EventSink, Health, Metrics, NoEvents, Page, Part, new_id
 
 from . import arguments
@@ -406,11 +406,10 @@ class Ledger(Part):
 
     async def _accounts(self, condition: str, *args: Value) -> list[tuple[AccountRow, int]]:
         """Accounts by unit, each with the time at which it was read."""
-        now, now_args = self._now()
         columns = ", ".join(AccountRow.__struct_fields__)
         result = await self.db.query(
-            f"SELECT {columns}, {now} AS now_us FROM daydo_quota_account WHERE {condition} ORDER BY unit LIMIT ?",  # noqa: S608
-            [*now_args, *args, _MAX_UNITS_OF_A_SUBJECT],
+            f"SELECT {columns}, {self._now} AS now_us FROM daydo_quota_account WHERE {condition} ORDER BY unit LIMIT ?",  # noqa: S608
+            [*args, _MAX_UNITS_OF_A_SUBJECT],
         )
         return [(AccountRow(*row[:-1]), int(row[-1])) for row in result.rows]
 
@@ -429,10 +428,9 @@ class Ledger(Part):
 
     async def _sweep(self) -> int:
         started = time.perf_counter()
-        now, now_args = self._now()
         due = await self.db.query(
-            f"SELECT id FROM daydo_quota_account WHERE next_due_at_us <= {now} ORDER BY next_due_at_us LIMIT ?",  # noqa: S608
-            [*now_args, self.config.sweep_accounts],
+            f"SELECT id FROM daydo_quota_account WHERE next_due_at_us <= {self._now} ORDER BY next_due_at_us LIMIT ?",  # noqa: S608
+            (self.config.sweep_accounts,),
         )
         reached = [await self._catch_up(account_id) for (account_id,) in due.rows]
         self._sweep_seconds.observe(time.perf_counter() - started)
@@ -455,13 +453,13 @@ class Ledger(Part):
         return bool(state.accounts)
 
     async def _expiry_lag_s(self) -> float:
-        now, now_args = self._now()
-        result = await self.db.query(f"SELECT {now}, MIN(next_due_at_us) FROM daydo_quota_account", now_args)  # noqa: S608
+        result = await self.db.query(f"SELECT {self._now}, MIN(next_due_at_us) FROM daydo_quota_account")  # noqa: S608
         [(now_us, first_us)] = result.rows
         return max(0, int(now_us) - int(first_us)) / 1_000_000 if first_us is not None else 0.0
 
-    def _now(self) -> tuple[str, list[int]]:
-        return (self.db.dialect.now_us, []) if self.clock is None else ("?", [self.clock.now_us()])
+    @property
+    def _now(self) -> str:
+        return now_sql(self.db.dialect, self.clock)
 
     # Counting
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from daydo_db import Database, Result, Tx, Value
+from daydo_db import Database, Result, Tx, Value, read_now_us
 from daydo_kernel import Clock
 
 from .planner import (
@@ -103,11 +103,8 @@ class Store(msgspec.Struct, frozen=True):
             await self._update(account, account.id)
 
     async def now_us(self) -> int:
-        if self.clock is not None:
-            return self.clock.now_us()
         # A statement of its own: MySQL's time is that of the statement's start, and the lock may have taken a while.
-        result = await self.tx.execute(f"SELECT {self.tx.dialect.now_us}")
-        return int(result.rows[0][0])
+        return await read_now_us(self.tx, self.clock)
 
     @property
     def _locking(self) -> str:

@@ -1,0 +1,61 @@
+"""What becomes of statements: counted, timed, and told to whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from daydo_kernel import Metrics
+
+from .tx import Result, Statement, Value
+
+
+class Sent(NamedTuple):
+    """One statement that a connection has sent; ``result`` is None where it was given up after ``seconds``."""
+
+    statement: Statement
+    args: Sequence[Value]
+    seconds: float
+    result: Result | None
+
+
+class Telemetry:
+    """Shared by all connections of one database."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        statements = metrics.counter("statements_total", "Statements sent, by how they ended.", ("outcome",))
+        self._ok, self._failed = statements.cell("ok"), statements.cell("failed")
+        self._seconds = metrics.histogram("statement_seconds", "From sending a statement to its last row.").cell()
+        kills = metrics.counter("kills_total", "Statements stopped on the server after a cancellation or timeout.")
+        self._kills = kills.cell()
+        self._listeners: list[tuple[float, Callable[[Sent], None]]] = []
+
+    @contextmanager
+    def listening(self, listener: Callable[[Sent], None], *, least_s: float = 0.0) -> Iterator[None]:
+        """Tell ``listener`` of every statement that took ``least_s`` or longer."""
+        entry = (least_s, listener)
+        self._listeners.append(entry)
+        try:
+            yield
+        finally:
+            self._listeners.remove(entry)
+
+    def done(self, statement: Statement, args: Sequence[Value], seconds: float, result: Result) -> None:
+        self._ok.inc()
+        self._seconds.observe(seconds)
+        if self._listeners:
+            self._tell(Sent(statement, args, seconds, result))
+
+    def failed(self) -> None:
+        self._failed.inc()
+
+    def given_up(self, statement: Statement, args: Sequence[Value], seconds: float) -> None:
+        """Cancelled or out of time, and stopped on the server."""
+        self._kills.inc()
+        self._tell(Sent(statement, args, seconds, None))
+
+    def _tell(self, sent: Sent) -> None:
+        for least_s, listener in self._listeners:
+            if sent.seconds >= least_s:
+                listener(sent)
