@@ -29,6 +29,10 @@ def sources(folder: Path) -> list[Path]:
     return sorted((folder / "src").rglob("*.py"))
 
 
+def shipped_for_tests(path: Path) -> bool:
+    return path.name == "testing.py" or path.parent.name == "testing"
+
+
 def uses(path: Path, *dotted: str) -> Iterator[str]:
     """Where a module names one of ``dotted`` (``time.time``), by attribute or by import."""
     text = path.read_text("utf-8")
@@ -124,7 +128,7 @@ def test_time_is_passed_in(folder: Path) -> None:
     found = [
         use
         for path in sources(folder)
-        if path not in own and path.name != "testing.py"
+        if path not in own and not shipped_for_tests(path)
         for use in uses(path, "time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today")
     ]
     assert found == [], "take clock: Clock | None, or SystemClock() for what decides nothing"
@@ -136,7 +140,7 @@ def test_libraries_do_not_read_the_environment(folder: Path) -> None:
     found = [
         use
         for path in sources(folder)
-        if path.name != "testing.py"
+        if not shipped_for_tests(path)
         for use in uses(path, "os.environ", "os.getenv", "os.environb")
         if '.get("PATH"' not in use
     ]
