@@ -40,7 +40,7 @@ from .images.workers import ImageWorkers
 from .openapi import home, openapi_assets, openapi_config
 from .settings import Settings, signing_keys
 
-SCHEMAS = ("daydo_auth", "daydo_quota", "daydo_pipeline", "reference_app")
+SCHEMAS = ("daydo_db", "daydo_auth", "daydo_quota", "daydo_pipeline", "reference_app")
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -56,7 +56,8 @@ def compose(settings: Settings) -> Service:
     events = LogEvents()
     keys, pepper = signing_keys(settings.jwt_secret), settings.password_pepper
 
-    db = Database(settings.resolved_database_url, settings.database)
+    replicas = settings.database_replicas.split()
+    db = Database(settings.resolved_database_url, settings.database, replicas=replicas)
     bind([Profile, Upload], db)
     redis = Redis(settings.redis_url, settings.redis)
     auth = Auth(db, redis, msgspec.structs.replace(settings.auth, keys=keys, pepper=pepper), events=events)

@@ -66,6 +66,13 @@ class Settings(Config, frozen=True, kw_only=True):
             examples=["mysql://daydo:password@127.0.0.1:3306/daydo"],
         ),
     ] = ""
+    database_replicas: Annotated[
+        str,
+        Meta(
+            description="servers that follow it, separated by spaces; reads that may be a moment old go there",
+            examples=["mysql://daydo:password@127.0.0.1:3307/daydo"],
+        ),
+    ] = ""
     redis_url: Annotated[
         str,
         Meta(

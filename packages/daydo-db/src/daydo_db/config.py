@@ -33,6 +33,8 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
         run_retries: ``run`` repeats a transaction that the server undid this often.
         retry_wait_s: ``run`` waits a random part of this, doubled each time, before it repeats.
         health_timeout_s: ``health()`` answers within this.
+        replica_lag_s: a replica further behind than this is not asked.
+        replica_beat_s: how often the lag of the replicas is measured; well below ``replica_lag_s``.
         drain_s: leaving waits this long for open transactions.
         tls: speak TLS to MySQL and verify its certificate; a server that offers none is refused.
         tls_ca_file: trust these authorities instead of the system's.
@@ -51,6 +53,8 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
     run_retries: Annotated[int, Meta(ge=0, le=100)] = 3
     retry_wait_s: Annotated[float, Meta(ge=0, le=60)] = 0.02
     health_timeout_s: Seconds = 1.0
+    replica_lag_s: Annotated[float, Meta(gt=0, le=3600)] = 5.0
+    replica_beat_s: Annotated[float, Meta(gt=0, le=600)] = 0.5
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
     tls: bool = False
     tls_ca_file: str = ""

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from daydo_kernel import Clock, EventSink, Health, Metrics, NoEvents, Part, to_the_end
 
@@ -21,15 +21,17 @@ from .errors import (
     LockTimeout,
     PoolTimeout,
     QueryTimeout,
+    SchemaOutdated,
     StatementFailed,
     TransactionAborted,
 )
 from .migrate import require_schema
 from .pool import Pool
+from .replicas import Replicas, heart_beats
 from .sqlite import SqliteEngine
 from .telemetry import Telemetry
 from .transaction import OUTCOMES, Transaction
-from .tx import SQLITE, Dialect, Result, Statement, Tx, Value, check_arguments, compile_statement
+from .tx import MYSQL, SQLITE, Dialect, Result, Statement, Tx, Value, check_arguments, compile_statement
 
 T = TypeVar("T")
 
@@ -44,10 +46,11 @@ _REFUSED_ALONE = frozenset(
 class Database(Part):
     """``sqlite:///file.db``, ``sqlite://`` (a private temporary file) or ``mysql://user:pw@host:3306/name``.
 
+    ``replicas`` are URLs of servers that follow the one at ``url``; a ``query(…, replica=True)`` may go to one of them.
     ``clock`` stamps migrations, None meaning the database's own; ``events`` hears ``db.migrated``.
 
     Raises:
-        ValueError: the URL cannot be read.
+        ValueError: a URL cannot be read, or SQLite is to have replicas.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Database(Part):
         url: str,
         config: DatabaseConfig = DatabaseConfig(),  # noqa: B008 - frozen
         *,
+        replicas: Sequence[str] = (),
         clock: Clock | None = None,
         events: EventSink | None = None,
     ) -> None:
@@ -67,6 +71,7 @@ class Database(Part):
         self._inside: dict[asyncio.Task[Any] | None, Transaction] = {}
         self._declare_metrics()
         self._engine = _engine(self.location, config, self.telemetry)
+        self._engines = [self._engine]
         if self.dialect is SQLITE:
             self._writers = self._pool("writer", 1, keep=1, writable=True)
             self._readers = self._pool("reader", config.sqlite_readers, keep=config.sqlite_readers, writable=False)
@@ -74,6 +79,7 @@ class Database(Part):
         else:
             self._writers = self._readers = self._pool("main", config.pool_max, keep=config.pool_min, writable=True)
             self._pools = [self._writers]
+        self._replicas = self._follow(replicas)
 
     def __repr__(self) -> str:
         return f"Database({str(self.location)!r})"
@@ -105,6 +111,7 @@ class Database(Part):
         finally:
             del self._inside[task]
             self._writers.release(connection)
+            self._replicas.wrote()
             self._transactions.cell(tx.outcome).inc()
             if tx.outcome == "committed":
                 tx.run_callbacks()
@@ -125,15 +132,26 @@ class Database(Part):
                 return await connection.execute(statement, args)
             except (ConnectionLost, QueryTimeout) as error:
                 raise CommitUnknown() from error
+            finally:
+                self._replicas.wrote()
 
-    async def query(self, sql: str, args: Sequence[Value] = ()) -> Result:
+    async def query(self, sql: str, args: Sequence[Value] = (), *, replica: bool = False) -> Result:
         """One reading statement outside any transaction; it sees what is committed.
+
+        ``replica`` says that the answer may be a moment old, at most ``replica_lag_s``: a replica may give it, except
+        to a request (without one: a task) that has just written. What something is decided on is read without.
 
         Raises:
             DbError: as :meth:`Tx.execute`.
         """
         self._require_started()
         statement, args = self._prepare(sql, args)
+        if replica and (chosen := self._replicas.choose()) is not None:
+            try:
+                async with chosen.pool.connection() as connection:
+                    return await connection.execute(statement, args)
+            except (ConnectionLost, PoolTimeout, StatementFailed) as error:  # the last: its tables may be behind, too
+                self._replicas.failed(chosen, error)
         async with self._readers.connection() as connection:
             return await connection.execute(statement, args)
 
@@ -191,7 +209,12 @@ class Database(Part):
             exhausted = isinstance(error, TimeoutError | PoolTimeout) and self._readers.in_use == self._readers.size
             return Health(status="degraded" if exhausted else "down", detail=detail | {"error": type(error).__name__})
         elapsed_ms = (asyncio.get_running_loop().time() - started_s) * 1000
-        return Health(detail=detail | {"version": self._engine.version, "latency_ms": round(elapsed_ms, 2)})
+        if self._replicas.stale:
+            detail["replicas_left_out"] = ", ".join(self._replicas.stale)
+        status: Literal["ok", "degraded"] = "degraded" if self._replicas.stale else "ok"
+        return Health(
+            status=status, detail=detail | {"version": self._engine.version, "latency_ms": round(elapsed_ms, 2)}
+        )
 
     @asynccontextmanager
     async def _dedicated(self) -> AsyncIterator[Connection]:
@@ -204,7 +227,17 @@ class Database(Part):
     async def _start(self) -> None:
         async with self._writers.connection():
             pass  # A wrong password or an unreachable server shows now, not at the first request.
+        if self._replicas:
+            await self._require_heartbeat()
+            await self._replicas.beat()
+            self._repeat(self.config.replica_beat_s, self._replicas.beat, "beat")
         self._repeat(min(_TRIM_EVERY_S, self.config.pool_idle_s), self._trim, "trim")
+
+    async def _require_heartbeat(self) -> None:
+        async with self._writers.connection() as connection:
+            if not await heart_beats(connection):
+                command = f'python -m daydo_db migrate "{self.location}" daydo_db'
+                raise SchemaOutdated(package="daydo_db", have=0, need=1, command=command)
 
     async def _drain(self) -> None:
         await asyncio.gather(*(pool.drained() for pool in self._pools))
@@ -212,7 +245,8 @@ class Database(Part):
     async def _close(self) -> None:
         for pool in self._pools:
             await pool.close()
-        await self._engine.aclose()
+        for engine in self._engines:
+            await engine.aclose()
 
     async def _trim(self) -> None:
         for pool in self._pools:
@@ -233,9 +267,10 @@ class Database(Part):
             raise InsideTransaction()
         return task
 
-    def _pool(self, name: str, size: int, keep: int, writable: bool) -> Pool:
+    def _pool(self, name: str, size: int, keep: int, *, writable: bool, engine: Engine | None = None) -> Pool:
+        server = engine or self._engine
         pool = Pool(
-            lambda: self._engine.connect(writable=writable),
+            lambda: server.connect(writable=writable),
             self.config,
             size=size,
             keep=keep,
@@ -245,6 +280,18 @@ class Database(Part):
         self._idle.cell(name).follow(lambda: pool.idle)
         self._waiting.cell(name).follow(lambda: pool.waiting)
         return pool
+
+    def _follow(self, urls: Sequence[str]) -> Replicas:
+        pools: dict[str, Pool] = {}
+        for location in map(parse_url, urls):
+            if location.dialect is not MYSQL or self.dialect is not MYSQL:
+                raise ValueError("replicas are for MySQL; a SQLite file has none")
+            engine = _engine(location, self.config, self.telemetry)
+            name = f"{location.host}:{location.port}"
+            pools[name] = self._pool(name, self.config.pool_max, self.config.pool_min, writable=False, engine=engine)
+            self._engines.append(engine)
+        self._pools += pools.values()
+        return Replicas(self._writers, pools, self.config, self.metrics)
 
     def _declare_metrics(self) -> None:
         self.metrics = Metrics("daydo_db")

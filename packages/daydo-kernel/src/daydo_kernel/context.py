@@ -12,7 +12,7 @@ import msgspec
 DEFAULT_LOCALE = "zh-CN"
 
 
-class RequestContext(msgspec.Struct, kw_only=True):
+class RequestContext(msgspec.Struct, kw_only=True, eq=False, weakref=True):
     """One request as the logs see it; the outermost ASGI wrapper makes it, guards fill in ``subject``."""
 
     request_id: str

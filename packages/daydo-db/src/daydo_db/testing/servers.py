@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from daydo_kernel import new_id
-from daydo_kernel.watchdog import PrivateServer
-
 from daydo_db.config import parse_url
 from daydo_db.tx import DialectName
+from daydo_kernel import new_id
+from daydo_kernel.watchdog import PrivateServer
 
 URLS_VARIABLE = "DAYDO_TEST_MYSQL_URL"
 _START_S = 60.0
@@ -44,27 +43,36 @@ class Backend(msgspec.Struct, frozen=True):
 
 
 # A tmpdir of its own: several servers that share one remove each other's temporary tables.
-_COMMON = '--no-defaults --user="$4" --datadir="$1/data" --tmpdir="$1/tmp" --innodb-log-file-size=8M'
+_COMMON = '--no-defaults --user="$user" --datadir="$folder/data" --tmpdir="$folder/tmp" --innodb-log-file-size=8M'
 _INSTALL = (
     f"mariadb-install-db {_COMMON} --auth-root-authentication-method=normal --skip-test-db --skip-name-resolve"
-    ' >"$1/install.log" 2>&1'
+    ' >"$folder/install.log" 2>&1'
 )
 _SERVE = (
-    f'{_COMMON} --socket="$1/sock" --pid-file="$1/pid" --port="$3" --bind-address=127.0.0.1 --skip-name-resolve '
-    "--innodb-buffer-pool-size=32M --innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=OFF --skip-log-bin "
+    f'{_COMMON} --socket="$folder/sock" --pid-file="$folder/pid" --port="$port" --bind-address=127.0.0.1 '
+    "--skip-name-resolve --innodb-buffer-pool-size=32M --innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=OFF "
     "--performance-schema=OFF --max-connections=400 --key-buffer-size=1M --innodb-flush-method=nosync"
 )
+# A server that was killed comes up again, on the same port and with the same data, until we are told to stop.
+_KEEP_UP = f"""trap 'kill $server; wait $server; exit' TERM
+while :; do "$program" {_SERVE} "$@" & server=$!; wait $server && exit; done"""
 
 
 class PrivateMariaDB:
-    """A MariaDB of our own on a free port of the loopback, with an empty root password and no durability."""
+    """A MariaDB of our own on a free port of the loopback, with an empty root password and no durability.
 
-    def __init__(self, program: str) -> None:
+    ``options`` go to the server: ``"--log-bin"``. With ``restarts`` a crash of the server is not its end.
+    """
+
+    def __init__(self, program: str, *options: str, restarts: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="daydo-mariadb-"))
         self.port = _free_port()
         # Under the watchdog from its first moment on, so that a kill during the set-up leaves nothing either.
-        script = f'mkdir "$1/data" "$1/tmp" && {_INSTALL} && exec "$2" {_SERVE}'
+        serve = _KEEP_UP if restarts else f'exec "$program" {_SERVE} "$@"'
+        own = 'folder="$1" program="$2" port="$3" user="$4"; shift 4; mkdir "$folder/data" "$folder/tmp"'
+        script = f"{own}; {_INSTALL}\n{serve}"
         arguments = ["/bin/sh", "-ec", script, "sh", str(self.folder), program, str(self.port), getpass.getuser()]
+        arguments += options
         self._server = PrivateServer(arguments, self.folder)
         self.url = f"mysql://root@127.0.0.1:{self.port}"
 
@@ -90,7 +98,13 @@ class PrivateMariaDB:
         except OSError:
             return ""
 
+    @property
+    def pid(self) -> int:
+        """The server's own process id (the watchdog stands between it and us)."""
+        return int((self.folder / "pid").read_text())
+
     def stop(self) -> None:
+        """Block until server and folder are gone."""
         self._server.stop()
 
 
@@ -101,19 +115,23 @@ def fresh_database(backend: Backend, folder: Path) -> Iterator[str]:
         yield f"sqlite:///{folder / 'daydo.db'}"
         return
     name = new_id("daydo_test").lower()
-    _admin(backend.url, f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    admin(backend.url, f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
     try:
         parts = urlsplit(backend.url)
         yield parts._replace(path=f"/{name}").geturl()
     finally:
-        _admin(backend.url, f"DROP DATABASE {name}")
+        admin(backend.url, f"DROP DATABASE {name}")
 
 
 def find_backends(config: pytest.Config) -> Iterator[Backend]:
     """SQLite, and unless ``--embedded`` the given servers or a private one; ends the run where one is missing."""
     yield Backend("sqlite", "sqlite", f"SQLite {sqlite3.sqlite_version}")
-    if config.option.embedded:
-        return
+    if not config.option.embedded:
+        yield from find_servers(config.add_cleanup)
+
+
+def find_servers(at_the_end: Callable[[Callable[[], None]], object]) -> Iterator[Backend]:
+    """The given servers or a private one, stopped by what ``at_the_end`` is told; ends the run where one is missing."""
     urls = os.environ.get(URLS_VARIABLE, "").split()
     for position, url in enumerate(urls, 1):
         try:
@@ -127,7 +145,7 @@ def find_backends(config: pytest.Config) -> Iterator[Backend]:
         if program is None or shutil.which("mariadb-install-db") is None:
             pytest.exit(_HOW_TO_GET, returncode=1)
         server = PrivateMariaDB(program)
-        config.add_cleanup(server.stop)
+        at_the_end(server.stop)
         try:
             version = server.wait()
         except RuntimeError as error:
@@ -136,11 +154,11 @@ def find_backends(config: pytest.Config) -> Iterator[Backend]:
 
 
 def _version(url: str) -> str:
-    version = str(_admin(url, "SELECT VERSION()"))
+    version = str(admin(url, "SELECT VERSION()"))
     return f"MariaDB {version.split('-', maxsplit=1)[0]}" if "MariaDB" in version else f"MySQL {version}"
 
 
-def _admin(url: str, statement: str) -> object:
+def admin(url: str, statement: str) -> object:
     """Run one statement outside any event loop; the first value of its first row, if any."""
     import pymysql  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
 

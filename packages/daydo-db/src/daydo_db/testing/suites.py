@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 
-from daydo_kernel import NotStarted
-
 from daydo_db import errors
 from daydo_db.config import DatabaseConfig
 from daydo_db.database import Database
 from daydo_db.transaction import Transaction
 from daydo_db.tx import Result, Tx
+from daydo_kernel import NotStarted
 
 
 class TxConformance:
