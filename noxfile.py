@@ -108,6 +108,14 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Databases and Redis are killed and frozen under load: no wrong answer, nothing leaks, healthy within seconds."""
+    get_servers(session)
+    install(session, *everything(), "--group", "tests")
+    run(session, "pytest", "--embedded", "--capture=no", "chaos", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """`-- NAME`: same-run ratios beside the limit and the strongest rivals; the last line is one JSON object."""
     get_servers(session)
