@@ -36,5 +36,5 @@ def test_an_import_named_in_the_text_works(line: str) -> None:
 
 def test_there_are_snippets() -> None:
     """A pattern that finds nothing would pass everything."""
-    assert len(SNIPPETS) == 4
-    assert IMPORTS == ["from daydo_db.migrate import sql"]
+    assert len(SNIPPETS) >= 4
+    assert "from daydo_db.migrate import plan, status" in IMPORTS

@@ -1,5 +1,6 @@
 """SQLite and MySQL under one explicit transaction; see README.md."""
 
+from .batch import load_many
 from .clock import now_sql, read_now_us
 from .config import DatabaseConfig
 from .database import Database
@@ -7,6 +8,7 @@ from .errors import (
     CheckViolation,
     CommitUnknown,
     ConnectionLost,
+    CursorInvalid,
     DbError,
     Deadlock,
     ForeignKeyViolation,
@@ -15,6 +17,7 @@ from .errors import (
     NotNullViolation,
     PoolTimeout,
     QueryTimeout,
+    SchemaEdited,
     SchemaOutdated,
     StatementFailed,
     StorageFull,
@@ -22,6 +25,7 @@ from .errors import (
     UniqueViolation,
 )
 from .migrate import Applied, migrate
+from .paging import Cursors, Keyset, Slice
 from .transaction import Transaction
 from .tx import MYSQL, SQLITE, Dialect, Result, Tx, Value
 
@@ -32,6 +36,8 @@ __all__ = [
     "CheckViolation",
     "CommitUnknown",
     "ConnectionLost",
+    "CursorInvalid",
+    "Cursors",
     "Database",
     "DatabaseConfig",
     "DbError",
@@ -39,12 +45,15 @@ __all__ = [
     "Dialect",
     "ForeignKeyViolation",
     "InsideTransaction",
+    "Keyset",
     "LockTimeout",
     "NotNullViolation",
     "PoolTimeout",
     "QueryTimeout",
     "Result",
+    "SchemaEdited",
     "SchemaOutdated",
+    "Slice",
     "StatementFailed",
     "StorageFull",
     "Transaction",
@@ -52,6 +61,7 @@ __all__ = [
     "Tx",
     "UniqueViolation",
     "Value",
+    "load_many",
     "migrate",
     "now_sql",
     "read_now_us",

@@ -20,22 +20,32 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
 
     Attributes:
         pool_max: MySQL connections of this process, at most.
-        pool_min: idle MySQL connections that are kept although nobody needs them.
+        pool_min: MySQL connections that are kept although nobody needs them, and opened ahead, one by one, a few
+            seconds after the start.
         pool_idle_s: an idle connection beyond ``pool_min`` is closed after this.
         pool_lifetime_s: a connection is replaced after this, so that failovers and new credentials arrive.
         pool_ping_s: a connection idle for longer is pinged before it is handed out.
         sqlite_readers: SQLite connections for reads beside the one writer.
-        acquire_timeout_s: wait for a free connection at most this long, then ``PoolTimeout``.
-        connect_timeout_s: for a whole connection set-up: name, TCP, TLS, login, session settings. With
-            ``acquire_timeout_s`` it bounds the wait for a connection in all, pings included.
+        acquire_timeout_s: wait for a connection at most this long, pings and connects included; then
+            ``PoolTimeout``, or ``ConnectionLost`` where there was room and the server did not answer.
+        connect_timeout_s: for a whole connection set-up (name, TCP, TLS, login, session settings), for a ping, and
+            for a goodbye.
         lock_timeout_s: wait for a row, table or file lock at most this long, then ``LockTimeout``.
         statement_timeout_s: a statement that runs longer is killed, then ``QueryTimeout``.
         run_retries: ``run`` repeats a transaction that the server undid this often.
         retry_wait_s: ``run`` waits a random part of this, doubled each time, before it repeats.
+        migrate_wait_s: a migration waits for another runner at most this long, then ``LockTimeout``.
         health_timeout_s: ``health()`` answers within this.
+        slow_query_s: a statement that takes this long is counted as slow and told of with its plan; 0 turns that off.
+        slow_fingerprints_max: that many kinds of slow statements are counted by name, the rest as ``other``.
+        slow_queue_max: slow statements that may wait for their plan; beyond that they are only counted.
+        slow_explain_every_s: one statement is told of again after this.
+        slow_explain_timeout_s: a plan that is not had within this is left out, waiting for a connection included.
         replica_lag_s: a replica further behind than this is not asked.
         replica_beat_s: how often the lag of the replicas is measured; well below ``replica_lag_s``.
         drain_s: leaving waits this long for open transactions.
+        cursor_key: signs the cursors of pages; the same in all processes, ``new,old`` while it changes. Empty, a
+            cursor is only checked for mistakes: whoever has read the code can make one, for rows he may read anyway.
         tls: speak TLS to MySQL and verify its certificate; a server that offers none is refused.
         tls_ca_file: trust these authorities instead of the system's.
     """
@@ -52,12 +62,23 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
     statement_timeout_s: Seconds = 30.0
     run_retries: Annotated[int, Meta(ge=0, le=100)] = 3
     retry_wait_s: Annotated[float, Meta(ge=0, le=60)] = 0.02
+    migrate_wait_s: Seconds = 600.0
     health_timeout_s: Seconds = 1.0
+    slow_query_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.5
+    slow_fingerprints_max: Annotated[int, Meta(ge=1, le=900)] = 100
+    slow_queue_max: Annotated[int, Meta(ge=1, le=1_000)] = 16
+    slow_explain_every_s: Annotated[float, Meta(ge=0, le=86_400)] = 600.0
+    slow_explain_timeout_s: Seconds = 2.0
     replica_lag_s: Annotated[float, Meta(gt=0, le=3600)] = 5.0
     replica_beat_s: Annotated[float, Meta(gt=0, le=600)] = 0.5
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    cursor_key: Annotated[str, Meta(max_length=1_000)] = ""
     tls: bool = False
     tls_ca_file: str = ""
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__struct_fields__} | {"cursor_key": "***"}
+        return f"DatabaseConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,16 @@ class DbError(DaydoError):
     """The family; catch it for "the database said no, or did not answer"."""
 
 
+class CursorInvalid(
+    DbError,
+    code=40025,
+    name="db.cursor_invalid",
+    zh="游标无效，请从第一页重新开始。",
+    en="This cursor is not one of this list's; start from the first page.",
+):
+    """The ``cursor`` of a page is not one that this list gave out, or it is another owner's, or of other filters."""
+
+
 class UniqueViolation(
     DbError,
     code=40925,
@@ -186,6 +196,20 @@ class SchemaOutdated(
     have: int
     need: int
     command: str
+
+
+class SchemaEdited(
+    DbError,
+    code=41225,
+    name="db.schema_edited",
+    zh="{file} 的第 {statement} 条语句在执行之后被修改过；请恢复原文，并把修改写进新的文件。",
+    en="Statement {statement} of {file} is not the one that ran here, or had begun to; "
+    "put its old text back and write the change as a new file.",
+):
+    """A migration finds an applied file edited; it applies nothing, for what the tables are like is unknown."""
+
+    file: str
+    statement: int
 
 
 class StatementFailed(
