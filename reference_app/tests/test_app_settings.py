@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reference_app.settings import SettingsInvalid, env_example, load_settings, signing_keys
+from reference_app.settings import SettingsInvalid, cursor_key, env_example, load_settings, signing_keys
 
 SECRET = "0123456789abcdefghijklmnopqrstuvwxyz"
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,13 @@ def test_rotating_the_signing_secret_keeps_the_old_key_for_verification():
     old, both = signing_keys("old" * 12), signing_keys("new" * 12 + "," + "old" * 12)
     assert list(both)[1] in old
     assert len(both) == 2
+
+
+def test_rotating_the_signing_secret_rotates_what_signs_cursors():
+    """Cursors given out before stay good, and the key tells nothing of the secret."""
+    old, new = "old" * 12, "new" * 12
+    assert cursor_key(f"{new},{old}") == f"{cursor_key(new)},{cursor_key(old)}"
+    assert old not in cursor_key(old)
 
 
 def test_every_setting_says_what_it_means():

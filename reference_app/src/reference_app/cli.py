@@ -1,4 +1,4 @@
-"""The command ``daydo``: serve, demo, migrate, check."""
+"""The command ``daydo``: serve, demo, migrate, check, db."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from daydo_kernel import DaydoError
 
-from . import demo
+from . import database_cli, demo
 from .check import check
 from .main import compose, migrate_schema
 from .server import SERVE, ServiceDidNotStart, bind, serve, stop_with_parent, supervise
@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check", help="settings, database, schema and Redis: can it run?")
     command.set_defaults(run=lambda _: asyncio.run(check(load_settings())))
+
+    database_cli.add_to(commands)
     return parser
 
 

@@ -14,9 +14,10 @@ from litestar.types import ASGIApp
 from daydo_auth import Auth
 from daydo_auth.litestar import AuthPlugin, auth_router, authenticated, live_ticket_handler
 from daydo_db import Database
+from daydo_db.backup import Backups
 from daydo_db.migrate import migrate
 from daydo_db.piccolo import bind
-from daydo_kernel import running
+from daydo_kernel import Part, running
 from daydo_kernel.litestar import KernelPlugin, refuse_websockets
 from daydo_observe import Observe
 from daydo_observe.logs import configure_logging
@@ -38,7 +39,7 @@ from .images.service import Images
 from .images.tables import Upload
 from .images.workers import ImageWorkers
 from .openapi import home, openapi_assets, openapi_config
-from .settings import Settings, signing_keys
+from .settings import Settings, cursor_key, signing_keys
 
 SCHEMAS = ("daydo_db", "daydo_auth", "daydo_quota", "daydo_pipeline", "reference_app")
 
@@ -57,7 +58,8 @@ def compose(settings: Settings) -> Service:
     keys, pepper = signing_keys(settings.jwt_secret), settings.password_pepper
 
     replicas = settings.database_replicas.split()
-    db = Database(settings.resolved_database_url, settings.database, replicas=replicas)
+    database = msgspec.structs.replace(settings.database, cursor_key=cursor_key(settings.jwt_secret))
+    db = Database(settings.resolved_database_url, database, replicas=replicas)
     bind([Profile, Upload], db)
     redis = Redis(settings.redis_url, settings.redis)
     auth = Auth(db, redis, msgspec.structs.replace(settings.auth, keys=keys, pepper=pepper), events=events)
@@ -74,7 +76,10 @@ def compose(settings: Settings) -> Service:
     accounts = Accounts(db, auth, ledger, welcome_credits=settings.welcome_credits)
     images = Images(runs, Uploads(db), files, workers, features, settings.images)
 
-    parts = {"db": db, "redis": redis, "auth": auth, "quota": ledger, "images": workers, "pipeline": runs}
+    parts: dict[str, Part] = {"db": db, "redis": redis, "auth": auth, "quota": ledger, "images": workers}
+    parts["pipeline"] = runs
+    if settings.backup.folder:
+        parts["backup"] = Backups(db, settings.backup_path, settings.backup)  # only their age; cron makes them
     observe = Observe(settings.observe, parts=parts, lines=lines)
     api = Router(
         path="/api/v1",
@@ -93,7 +98,7 @@ def compose(settings: Settings) -> Service:
             await migrate_schema(settings)
         files.sweep()
         # The auth plugin enters its own part, after these.
-        async with running([db, redis, ledger, workers, runs, observe]):
+        async with running([*(part for part in parts.values() if part is not auth), observe]):
             yield
 
     app = Litestar(

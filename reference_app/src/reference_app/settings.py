@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import hmac
 import inspect
 import os
 import re
@@ -24,6 +25,7 @@ from msgspec import Meta
 
 from daydo_auth import AuthConfig
 from daydo_db import Database, DatabaseConfig
+from daydo_db.backup import BackupsConfig
 from daydo_kernel import Config
 from daydo_observe import ObserveConfig
 from daydo_pipeline import RunsConfig
@@ -46,7 +48,23 @@ ALIASES = {
 # Read by the test session only; not a misspelt setting.
 FOREIGN = ("DAYDO_TEST_",)
 # Made of other settings, never set by themselves: secrets, and the one upload limit.
-DERIVED = {"DAYDO_AUTH__KEYS", "DAYDO_AUTH__PEPPER", "DAYDO_IMAGE_WORKERS__PHOTO_BYTES_MAX"}
+DERIVED = {
+    "DAYDO_AUTH__KEYS",
+    "DAYDO_AUTH__PEPPER",
+    "DAYDO_DATABASE__CURSOR_KEY",
+    "DAYDO_IMAGE_WORKERS__PHOTO_BYTES_MAX",
+}
+
+
+class BackupSettings(BackupsConfig, frozen=True, kw_only=True):
+    """Where ``daydo db backup`` writes, and what becomes of old backups.
+
+    Attributes:
+        folder: of the backups of this one database. The service exports their age where it is set; empty: `daydo db`
+            uses the folder backups below the data folder.
+    """
+
+    folder: str = ""
 
 
 class Settings(Config, frozen=True, kw_only=True):
@@ -109,6 +127,7 @@ class Settings(Config, frozen=True, kw_only=True):
     images: ImagesConfig = ImagesConfig()
     image_workers: ImageWorkersConfig = ImageWorkersConfig()
     database: DatabaseConfig = DatabaseConfig()
+    backup: BackupSettings = BackupSettings()
     redis: RedisConfig = RedisConfig()
     auth: AuthConfig = AuthConfig()
     quota: LedgerConfig = LedgerConfig()
@@ -118,6 +137,10 @@ class Settings(Config, frozen=True, kw_only=True):
     @property
     def data_path(self) -> Path:
         return Path(self.data_dir).resolve()
+
+    @property
+    def backup_path(self) -> Path:
+        return Path(self.backup.folder).resolve() if self.backup.folder else self.data_path / "backups"
 
     @property
     def on_embedded_database(self) -> bool:
@@ -184,6 +207,12 @@ def is_setting(name: str) -> bool:
 def signing_keys(jwt_secret: str) -> dict[str, str]:
     """``new,old`` as key id → secret. The id is a digest, so a rotation needs no bookkeeping."""
     return {hashlib.sha256(secret.encode()).hexdigest()[:8]: secret for secret in jwt_secret.split(",")}
+
+
+def cursor_key(jwt_secret: str) -> str:
+    """What signs the cursors of lists: the same on all workers, and rotated with the secret it is made of."""
+    keys = [hmac.digest(secret.encode(), b"daydo cursors", "sha256") for secret in jwt_secret.split(",")]
+    return ",".join(key.hex() for key in keys)
 
 
 def _gather(environ: Mapping[str, str | None]) -> dict[str, str]:
@@ -301,10 +330,11 @@ def _example(name: str, hint: Any) -> str:
 def _meaning(path: tuple[str, ...], hint: Any) -> str:
     """What a field means: its own description, or its line under ``Attributes:`` in its struct's docstring."""
     described = next((meta.description for meta in _metas(hint) if meta.description), "")
-    return described or _attributes(type(_default(path[:-1]))).get(path[-1], "")
+    structs = type(_default(path[:-1])).__mro__
+    return described or next(filter(None, (_attributes(struct).get(path[-1], "") for struct in structs)), "")
 
 
-def _attributes(struct: type[Config]) -> dict[str, str]:
+def _attributes(struct: type) -> dict[str, str]:
     _, _, attributes = (inspect.getdoc(struct) or "").partition("Attributes:\n")
     said: dict[str, str] = {}
     for entry in re.findall(r"^    \S.*(?:\n     +.*)*", attributes, re.MULTILINE):
