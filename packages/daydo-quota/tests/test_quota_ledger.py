@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
-from daydo_db import CommitUnknown, Database, InsideTransaction, SchemaOutdated, Tx, migrate
+from daydo_db import CommitUnknown, CursorInvalid, Database, InsideTransaction, SchemaOutdated, Tx, migrate
+from daydo_db.testing import count_statements
 from daydo_kernel import BadRequest, Event, NotStarted
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_quota import (
@@ -307,10 +308,10 @@ async def test_a_look_that_a_writer_overtakes_looks_again(
     clock.advance(30)
     query, overtaken = db.query, []
 
-    async def overtaking(sql: str, args: Any = ()) -> Any:
+    async def overtaking(sql: str, args: Any = (), **options: Any) -> Any:
         if "daydo_quota_hold" in sql and not overtaken:
             overtaken.append(await ledger.reserve(CREDITS, 2, key="next", ttl_s=60))
-        return await query(sql, args)
+        return await query(sql, args, **options)
 
     monkeypatch.setattr(db, "query", overtaking)
     assert await ledger.balance(CREDITS) == Balance(available=7, reserved=2)
@@ -489,8 +490,51 @@ async def test_a_ledger_that_was_not_entered_says_so(db: Database) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "e30x", "bnVsbA", "eyJjIjotMX0", "é", "A" * 9000])
-async def test_a_cursor_of_somebody_else_is_refused(ledger: Ledger, cursor: str) -> None:
+async def test_a_cursor_that_is_none_is_refused(ledger: Ledger, cursor: str) -> None:
     """Clients invent cursors; that is their 400, not our 500."""
     await ledger.grant(CREDITS, 1, key="order")
-    with pytest.raises(BadRequest):
+    with pytest.raises(CursorInvalid):
         await ledger.history("acme", "u_7", cursor=cursor)
+
+
+async def test_a_cursor_is_good_for_its_own_history_alone(ledger: Ledger) -> None:
+    """Not for another subject's, another tenant's, or the history of one unit instead of all."""
+    for number in range(3):
+        await ledger.grant(CREDITS, 1, key=f"order_{number}")
+    cursor = (await ledger.history("acme", "u_7", limit=1)).next_cursor
+    assert [entry.seq for entry in (await ledger.history("acme", "u_7", cursor=cursor)).items] == [2, 1]
+    for tenant, subject, unit in (("acme", "u_8", None), ("", "u_7", None), ("acme", "u_7", "credits")):
+        with pytest.raises(CursorInvalid):
+            await ledger.history(tenant, subject, unit=unit, cursor=cursor)
+
+
+async def test_a_limit_out_of_range_is_refused(ledger: Ledger) -> None:
+    """By the same 400 as in every list."""
+    for limit in (0, 101):
+        with pytest.raises(BadRequest):
+            await ledger.history("acme", "u_7", limit=limit)
+
+
+@pytest.mark.parametrize("units", [1, 7])
+async def test_a_look_takes_three_statements_however_much_there_is(
+    ledger: Ledger, db: Database, clock: ManualClock, units: int
+) -> None:
+    """History, and balances of accounts where something has been due since: no statement per unit or row."""
+    for number in range(units):
+        account = Account("acme", "u_7", f"unit_{number}")
+        for key in range(8):
+            await ledger.grant(account, 5, key=f"{number}_{key}")
+        for key in ("a", "b"):
+            await ledger.reserve(account, 2, key=f"{number}_{key}", ttl_s=30)
+    clock.advance(31)
+    with count_statements(db, at_most=3):
+        accounts = await ledger.accounts("acme", "u_7")
+    assert [(account.available, account.reserved) for account in accounts] == [(40, 0)] * units
+    cursor = None
+    for _ in range(2):
+        with count_statements(db, at_most=2):
+            page = await ledger.history("acme", "u_7", cursor=cursor, limit=5)
+        assert len(page.items) == 5
+        cursor = page.next_cursor
+    with count_statements(db, at_most=3):
+        assert await ledger.balance(Account("acme", "u_7", "unit_0")) == Balance(available=40)

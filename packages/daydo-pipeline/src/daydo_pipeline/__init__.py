@@ -2,7 +2,6 @@
 
 from .config import RunsConfig
 from .errors import (
-    CursorInvalid,
     FlowChanged,
     FlowUnavailable,
     FlowUnknown,
@@ -27,7 +26,6 @@ __all__ = [
     "JSON",
     "Account",
     "Cost",
-    "CursorInvalid",
     "Flow",
     "FlowChanged",
     "FlowUnavailable",

@@ -9,16 +9,6 @@ class PipelineError(DaydoError):
     """Family of everything :mod:`daydo_pipeline` raises or writes into a run."""
 
 
-class CursorInvalid(
-    PipelineError,
-    code=40050,
-    name="pipeline.cursor_invalid",
-    zh="游标无效，请使用上一次返回的游标。",
-    en="This cursor is not one of ours; send back the one you were given.",
-):
-    """A cursor of :meth:`Runs.list` or :meth:`Runs.events` that those calls never gave out."""
-
-
 class RunUnknown(
     PipelineError, code=40450, name="pipeline.run_unknown", zh="任务 {run_id} 不存在。", en="There is no run {run_id}."
 ):

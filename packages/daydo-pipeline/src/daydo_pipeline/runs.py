@@ -9,14 +9,13 @@ from typing import Any
 
 import msgspec
 
-from daydo_db import Database, Tx
+from daydo_db import Database, Keyset, Tx, Value
 from daydo_kernel import Clock, EventSink, FieldError, Health, Metrics, NoEvents, Page, Part, new_id
 
 from . import planner
 from .cells import Cells
 from .config import RunsConfig
 from .errors import (
-    CursorInvalid,
     FlowChanged,
     FlowUnknown,
     InputsInvalid,
@@ -33,8 +32,6 @@ from .store import RUN_COLUMNS, STEP_COLUMNS, Store, group_runs
 from .stream import Hub, read_cursor
 from .values import JSON, TERMINAL, Owner, Run, RunError, RunEvent, StepState, is_identifier
 from .worker import Worker
-
-MAX_LIMIT = 100
 
 
 class Runs(Part):
@@ -68,6 +65,8 @@ class Runs(Part):
         self._latest = {flow.name: flow for flow in sorted(flows, key=lambda flow: flow.version)}
         self._cells = Cells(self.metrics, flows)
         self._store = Store(quota, clock, events or NoEvents(), self._committed)
+        owner = ("r.tenant", "r.subject")
+        self._newest = Keyset("r.id DESC", within=owner, name="pipeline.runs", key=db.config.cursor_key)
         self._hub = Hub(db, config, self._cells)
         self._worker = Worker(db, self._store, config, self._cells, self._flows, providers or {}, self._spawn)
 
@@ -173,24 +172,23 @@ class Runs(Part):
             RunUnknown: no such run of this owner.
         """
         self._require_started()
-        runs = await self._read(owner, "AND r.id = ?", [run_id], 1) if is_identifier(run_id) else []
+        one, args = "r.id = ? AND r.tenant = ? AND r.subject = ?", [run_id, owner.tenant, owner.subject]
+        runs = await self._read(one, args) if is_identifier(run_id) else []
         if not runs:
             raise RunUnknown(run_id=run_id[:64])
         return _show(runs[0])
 
     async def list(self, owner: Owner, cursor: str | None = None, limit: int = 50) -> Page[Run]:
-        """The owner's runs, newest first, at most 100 at once.
+        """The owner's runs, newest first; ``cursor`` is the previous page's ``next_cursor``.
 
         Raises:
-            CursorInvalid: ``cursor`` is not a ``next_cursor`` of an earlier page.
+            CursorInvalid: the cursor is not one of ours, or somebody else's.
+            BadRequest: ``limit`` is not between 1 and 100.
         """
         self._require_started()
-        if cursor is not None and not (cursor.startswith("run_") and is_identifier(cursor)):
-            raise CursorInvalid
-        limit = max(1, min(limit, MAX_LIMIT))
-        rows = await self._read(owner, "AND r.id < ?" if cursor else "", [cursor] if cursor else [], limit + 1)
-        page = [_show(row) for row in rows[:limit]]
-        return Page(items=page, next_cursor=page[-1].id if len(rows) > limit else None)
+        cut = self._newest.cut(self._db.dialect, within=(owner.tenant, owner.subject), cursor=cursor, limit=limit)
+        page = cut.slice(await self._read(cut.sql, cut.args, replica=True), lambda run: [run.id])
+        return Page(items=[_show(run) for run in page.rows], next_cursor=page.next_cursor)
 
     async def cancel(self, owner: Owner, run_id: str, *, tx: Tx | None = None) -> Run:
         """End a run that has not ended: its hold is cancelled with it, a step under way is stopped.
@@ -273,13 +271,13 @@ class Runs(Part):
             ),
         )
 
-    async def _read(self, owner: Owner, where: str, args: Sequence[str], limit: int) -> Sequence[RunRow]:
+    async def _read(self, where: str, args: Sequence[Value], *, replica: bool = False) -> Sequence[RunRow]:
         # One statement, so that a run and its steps are of one moment.
         found = await self._db.query(
-            f"SELECT {RUN_COLUMNS}, {STEP_COLUMNS} FROM (SELECT * FROM daydo_pipeline_run r "  # noqa: S608 - own names
-            f"WHERE r.tenant = ? AND r.subject = ? {where} ORDER BY r.id DESC LIMIT ?) r "
+            f"SELECT {RUN_COLUMNS}, {STEP_COLUMNS} FROM (SELECT * FROM daydo_pipeline_run r WHERE {where}) r "  # noqa: S608
             "JOIN daydo_pipeline_step s ON s.run_id = r.id ORDER BY r.id DESC, s.n",
-            (owner.tenant, owner.subject, *args, limit),
+            args,
+            replica=replica,
         )
         return group_runs(found.rows)
 

@@ -14,10 +14,11 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from daydo_db import Database, DbError
+from daydo_db.paging import invalid_cursor
 
 from .cells import Cells
 from .config import RunsConfig
-from .errors import CursorInvalid, Overloaded
+from .errors import Overloaded
 from .values import Owner, RunEvent
 
 log = logging.getLogger("daydo.pipeline")
@@ -133,9 +134,13 @@ class Hub:
 def read_cursor(cursor: str) -> int:
     """The number in a stream's cursor.
 
+    It stays a plain number, other than the cursors of pages: it is the ``id`` of a server-sent event, which browsers
+    send back as ``Last-Event-ID`` and people type (``0`` replays all); and it can say nothing of another owner, whose
+    events are never looked at, so there is nothing for a signature to protect.
+
     Raises:
         CursorInvalid: there is none, or it is out of range.
     """
     if len(cursor) <= 18 and cursor.isascii() and cursor.isdigit():
         return int(cursor)
-    raise CursorInvalid
+    raise invalid_cursor()

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from daydo_db import Database, Tx
-from daydo_kernel import DaydoError
+from daydo_db import CursorInvalid, Database, Tx
+from daydo_db.testing import count_statements
+from daydo_kernel import BadRequest, DaydoError
 from daydo_kernel.testing import ManualClock
 
 from . import (
     Account,
     Cost,
-    CursorInvalid,
     Flow,
     FlowChanged,
     FlowUnknown,
@@ -688,8 +688,26 @@ class RunsConformance:
             assert [run.id for run in page.items] == started[:1:-1]
             page = await b.runs.list(OWNER, page.next_cursor, limit=3)
             assert ([run.id for run in page.items], page.next_cursor) == (started[1::-1], None)
-            with pytest.raises(CursorInvalid):
-                await b.runs.list(OWNER, "x")
+            theirs = await b.runs.list(OWNER, limit=1)
+            for owner, cursor in ((OWNER, "x"), (OWNER, started[2]), (Owner("acme", "u_8"), theirs.next_cursor)):
+                with pytest.raises(CursorInvalid):
+                    await b.runs.list(owner, cursor)
+            for limit in (0, 101):
+                with pytest.raises(BadRequest):
+                    await b.runs.list(OWNER, limit=limit)
+
+    async def test_a_look_is_one_statement_however_much_there_is(self, db: Database) -> None:
+        """A run with its steps, one of them or fifty; a replay of their events."""
+        async with bench(db, config=IDLE) as b:
+            for n in range(50):
+                run = await b.start(key=f"k_{n}")
+                if n in (0, 49):
+                    with count_statements(db, at_most=1):
+                        assert len((await b.runs.list(OWNER)).items) == n + 1
+            with count_statements(db, at_most=1):
+                assert await b.runs.get(OWNER, run.id)
+            with count_statements(db, at_most=1):
+                assert len(await _take(b.runs, 50, "0")) == 50
 
     async def test_metrics_count_what_happened(self, db: Database) -> None:
         """Runs and steps by outcome, and a health that says so."""

@@ -1,4 +1,4 @@
-"""Pages of history: one keyset read per unit, merged by time.
+"""Pages of history: one statement with a slice per unit, merged by time.
 
 A cursor says, per unit, which entry comes next (``{"credits": 118, "points": 4}``). Units that opened after the first
 page are left out of the pages that follow it: their entries are newer than what has been shown.
@@ -6,42 +6,63 @@ page are left out of the pages that follow it: their entries are newer than what
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
 from heapq import merge
 from itertools import islice
+from typing import Annotated
 
-import msgspec
+from msgspec import Meta
 
-from daydo_db import Database
-from daydo_kernel import BadRequest, FieldError, Page
+from daydo_db import Cursors, Database
+from daydo_kernel import Page
 
 from .model import Entry
 from .planner import AccountRow, EntryRow
 
-_MAX_CURSOR = 8_192
+Position = dict[str, Annotated[int, Meta(gt=0, le=2**63 - 1)]]
+"""By unit, the seq that the page lies below."""
+
 _COLUMNS = ", ".join(EntryRow.__struct_fields__)
-_BEFORE = f"SELECT {_COLUMNS} FROM daydo_quota_entry WHERE account_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?"  # noqa: S608
+# A derived table each, because SQLite takes no LIMIT in a part of a UNION.
+_SLICE = (
+    f"SELECT * FROM (SELECT {_COLUMNS} FROM daydo_quota_entry "  # noqa: S608 - names of ours
+    "WHERE account_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?) part"
+)
 
 
-async def read_history(db: Database, accounts: list[AccountRow], cursor: str | None, limit: int) -> Page[Entry]:
-    """The newest ``limit`` entries before ``cursor``.
+class History:
+    """Reads the history of a subject's accounts."""
 
-    Raises:
-        BadRequest: the cursor is not one of ours.
-    """
-    before = {row.unit: row.seq + 1 for row in accounts} if cursor is None else _decode(cursor)
-    streams = [await _entries(db, row, before[row.unit], limit + 1) for row in accounts if row.unit in before]
-    # Each stream keeps its own order even where a clock stepped back: merge only compares their heads.
-    found = list(islice(merge(*streams, key=lambda entry: entry.at_us, reverse=True), limit + 1))
-    shown = found[:limit]
-    for entry in shown:
-        before[entry.unit] = entry.seq
-    return Page(items=shown, next_cursor=_encode(before) if len(found) > limit else None)
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._cursors = Cursors("quota.history", Position, key=db.config.cursor_key)
 
+    async def page(
+        self, accounts: Sequence[AccountRow], owner: Sequence[str | None], cursor: str | None, limit: int
+    ) -> Page[Entry]:
+        """The newest ``limit`` entries before ``cursor``, which is only good for the same ``owner``.
 
-async def _entries(db: Database, account: AccountRow, before: int, limit: int) -> list[Entry]:
-    result = await db.query(_BEFORE, [account.id, before, limit])
-    return [_entry(account.unit, EntryRow(*row)) for row in result.rows]
+        Raises:
+            CursorInvalid: the cursor is not one of ours, or somebody else's.
+        """
+        before = {row.unit: row.seq + 1 for row in accounts} if cursor is None else self._cursors.open(cursor, owner)
+        streams = await self._read([row for row in accounts if row.unit in before], before, limit + 1)
+        # Each stream keeps its own order even where a clock stepped back: merge only compares their heads.
+        found = list(islice(merge(*streams, key=lambda entry: entry.at_us, reverse=True), limit + 1))
+        shown = found[:limit]
+        for entry in shown:
+            before[entry.unit] = entry.seq
+        return Page(items=shown, next_cursor=self._cursors.seal(before, owner) if len(found) > limit else None)
+
+    async def _read(self, accounts: Sequence[AccountRow], before: Position, limit: int) -> list[list[Entry]]:
+        if not accounts:
+            return []
+        args = [value for row in accounts for value in (row.id, before[row.unit], limit)]
+        result = await self._db.query(" UNION ALL ".join([_SLICE] * len(accounts)), args, replica=True)
+        streams: dict[int, list[EntryRow]] = {row.id: [] for row in accounts}
+        for row in sorted((EntryRow(*row) for row in result.rows), key=lambda row: row.seq, reverse=True):
+            streams[row.account_id].append(row)
+        return [[_entry(row.unit, entry) for entry in streams[row.id]] for row in accounts]
 
 
 def _entry(unit: str, row: EntryRow) -> Entry:
@@ -62,20 +83,3 @@ def _entry(unit: str, row: EntryRow) -> Entry:
         spent=row.spent,
         expired=row.expired,
     )
-
-
-def _encode(before: dict[str, int]) -> str:
-    return urlsafe_b64encode(msgspec.json.encode(before)).decode().rstrip("=")
-
-
-def _decode(cursor: str) -> dict[str, int]:
-    try:
-        if len(cursor) > _MAX_CURSOR:
-            raise ValueError("too long")
-        before = msgspec.json.decode(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=dict[str, int])
-        if any(not 0 < seq < 2**63 for seq in before.values()):
-            raise ValueError("out of range")
-    except ValueError:  # also binascii's, msgspec's and the text codec's
-        field = FieldError("cursor", "游标无效，请从第一页重新开始", "Is not valid; start from the first page")
-        raise BadRequest(fields=(field,)) from None
-    return before

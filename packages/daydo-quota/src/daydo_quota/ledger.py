@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, cast
@@ -15,14 +15,15 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from daydo_db import CommitUnknown, Database, Tx, UniqueViolation, Value, now_sql
+from daydo_db.paging import check_limit
 from daydo_kernel import Clock, Config, Event, EventSink, Health, Metrics, NoEvents, Page, Part, new_id
 
 from . import arguments
 from .errors import HoldCancelled, HoldConfirmed, HoldExpired, InsufficientQuota, QuotaError
-from .history import read_history
+from .history import History
 from .model import AccountBalance, AccountLike, Balance, Entry, Grant, Hold, OpenHold
 from .planner import AccountRow, Cancel, CatchUp, Confirm, EntryRow, GrantUnits, Op, Plan, Reserve, balance_of, plan
-from .store import Store, read_unlocked
+from .store import Store, marks, read_unlocked
 
 log = logging.getLogger("daydo.quota")
 
@@ -89,6 +90,7 @@ class Ledger(Part):
         self.events: EventSink = events if events is not None else NoEvents()
         self._open_blocks = 0
         self._no_blocks = asyncio.Event()
+        self._history = History(db)
         self._metrics()
 
     async def grant(
@@ -246,7 +248,7 @@ class Ledger(Part):
         key = arguments.check_account(account)
         if tx is None:
             rows = await self._accounts("tenant = ? AND subject = ? AND unit = ?", *key)
-            return await self._current(*rows[0]) if rows else Balance()
+            return (await self._current(rows))[0] if rows else Balance()
         balance: Balance = await self._do(CatchUp(account=key), tx)
         return balance
 
@@ -254,7 +256,8 @@ class Ledger(Part):
         """All of a subject's balances as of now, by unit; the first 100. Writes nothing and sees what is committed."""
         self._require_started()
         rows = await self._accounts("tenant = ? AND subject = ?", tenant, subject)
-        return [AccountBalance(unit=row.unit, **asdict(await self._current(row, now_us))) for row, now_us in rows]
+        balances = await self._current(rows)
+        return [AccountBalance(unit=row.unit, **asdict(now)) for (row, _), now in zip(rows, balances, strict=True)]
 
     async def history(
         self, tenant: str, subject: str, *, unit: str | None = None, cursor: str | None = None, limit: int = 50
@@ -268,18 +271,17 @@ class Ledger(Part):
 
         Raises:
             BadName: ``unit`` is not 1 to 32 visible ASCII characters.
-            BadRequest: the cursor is not one of ours.
-            ValueError: ``limit`` is not between 1 and 100.
+            CursorInvalid: the cursor is not one of ours, or it is of another subject or unit.
+            BadRequest: ``limit`` is not between 1 and 100.
         """
         self._require_started()
-        if not 1 <= limit <= 100:
-            raise ValueError("limit is between 1 and 100")
+        check_limit(limit)
         condition, args = "tenant = ? AND subject = ?", [tenant, subject]
         if unit is not None:
             unit = arguments.check_name("unit", unit, arguments.MAX_UNIT)
             condition, args = f"{condition} AND unit = ?", [*args, unit]
-        rows = await self._accounts(condition, *args)
-        return await read_history(self.db, [row for row, _ in rows], cursor, limit)
+        rows = await self._accounts(condition, *args, replica=True)
+        return await self._history.page([row for row, _ in rows], (tenant, subject, unit), cursor, limit)
 
     async def sweep(self) -> int:
         """Write down what time has done to at most ``sweep_accounts`` accounts; returns to how many.
@@ -404,27 +406,34 @@ class Ledger(Part):
 
     # Reading
 
-    async def _accounts(self, condition: str, *args: Value) -> list[tuple[AccountRow, int]]:
+    async def _accounts(self, condition: str, *args: Value, replica: bool = False) -> list[tuple[AccountRow, int]]:
         """Accounts by unit, each with the time at which it was read."""
         columns = ", ".join(AccountRow.__struct_fields__)
         result = await self.db.query(
             f"SELECT {columns}, {self._now} AS now_us FROM daydo_quota_account WHERE {condition} ORDER BY unit LIMIT ?",  # noqa: S608
             [*args, _MAX_UNITS_OF_A_SUBJECT],
+            replica=replica,
         )
         return [(AccountRow(*row[:-1]), int(row[-1])) for row in result.rows]
 
-    async def _current(self, row: AccountRow, now_us: int) -> Balance:
-        """What ``row`` amounts to now. Nothing is written: writing down what is due is for writers and the sweeper."""
-        key = (row.tenant, row.subject, row.unit)
-        while _is_due(row, now_us):
-            state = await read_unlocked(self.db, row, now_us)
-            [(again, again_us)] = await self._accounts("id = ?", row.id)
-            if again == row:
-                [balance] = plan([CatchUp(account=key)], state, now_us).outcomes
-                return cast("Balance", balance)
-            # Somebody wrote between our queries, so their rows may not belong together; he has caught up, too.
-            row, now_us = again, again_us
-        return balance_of(row)
+    async def _current(self, rows: Sequence[tuple[AccountRow, int]]) -> list[Balance]:
+        """What accounts amount to now. Nothing is written: writing down what is due is for writers and the sweeper."""
+        known = {row.id: balance_of(row) for row, _ in rows}
+        while due := [(row, now_us) for row, now_us in rows if _is_due(row, now_us)]:
+            now_us = due[0][1]  # read by one statement, so the same for all
+            states = await read_unlocked(self.db, [row for row, _ in due], now_us)
+            overtaken = []
+            for row, _ in due:
+                if row.id in states:
+                    key = (row.tenant, row.subject, row.unit)
+                    [balance] = plan([CatchUp(account=key)], states[row.id], now_us).outcomes
+                    known[row.id] = cast("Balance", balance)
+                else:
+                    overtaken.append(row.id)
+            rows = await self._accounts(f"id IN ({marks(overtaken)})", *overtaken) if overtaken else []
+            # Whoever wrote between our statements has caught up, too.
+            known |= {row.id: balance_of(row) for row, _ in rows}
+        return list(known.values())
 
     async def _sweep(self) -> int:
         started = time.perf_counter()

@@ -13,6 +13,7 @@ from litestar import Router, get
 from litestar.connection import ASGIConnection, Request
 from litestar.params import QueryParameter
 
+from daydo_db.paging import CURSOR_CHARS_MAX
 from daydo_kernel import Envelope, Page, isoformat, ok
 
 from .ledger import Ledger
@@ -50,7 +51,7 @@ def quota_router(ledger: Ledger, owner: Owner, path: str = "/") -> Router:
     async def history(
         request: Request[Any, Any, Any],
         unit: Annotated[str | None, QueryParameter(max_length=32)] = None,
-        cursor: Annotated[str | None, QueryParameter(max_length=8192)] = None,
+        cursor: Annotated[str | None, QueryParameter(max_length=CURSOR_CHARS_MAX)] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
     ) -> Envelope[Page[HistoryEntry]]:
         tenant, subject = owner(request)

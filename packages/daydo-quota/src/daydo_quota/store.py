@@ -11,7 +11,7 @@ INSERT says so (``UniqueViolation``): then the state is read again, with ``sure=
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -147,7 +147,7 @@ class Store(msgspec.Struct, frozen=True):
             found = await self._fetch(table, f"{_select(table)} WHERE {where}", args)
             if not found:
                 return []
-            where, args = f"id IN ({_marks(found)})", [str(row.id) for row in found]
+            where, args = f"id IN ({marks(found)})", [str(row.id) for row in found]
         return await self._fetch(table, f"{_select(table)} WHERE {where} {self._locking}", args)
 
     async def _unfinished_grants(self, account_ids: Sequence[int]) -> list[GrantRow]:
@@ -165,14 +165,14 @@ class Store(msgspec.Struct, frozen=True):
         return overdue, later[0].expires_at_us if later else NEVER_US
 
     async def _fetch(self, table: type[Row], sql: str, args: Sequence[Value]) -> list[Row]:
-        return _rows(table, await self.tx.execute(sql, args))
+        return _rows(table, (await self.tx.execute(sql, args)).rows)
 
     async def _insert(self, rows: Sequence[GrantRow | HoldRow | EntryRow]) -> None:
         for start in range(0, len(rows), _INSERT_ROWS):
             some = rows[start : start + _INSERT_ROWS]
             names = some[0].__struct_fields__
-            marks = ", ".join([f"({_marks(names)})"] * len(some))
-            insert = f"INSERT INTO {_TABLES[type(some[0])]} ({', '.join(names)}) VALUES {marks}"  # noqa: S608
+            places = ", ".join([f"({marks(names)})"] * len(some))
+            insert = f"INSERT INTO {_TABLES[type(some[0])]} ({', '.join(names)}) VALUES {places}"  # noqa: S608
             await self.tx.execute(insert, [value for row in some for value in _values(row, names)])
 
     async def _update(self, row: AccountRow | GrantRow | HoldRow, row_id: int | str) -> None:
@@ -184,15 +184,26 @@ class Store(msgspec.Struct, frozen=True):
         )
 
 
-async def read_unlocked(db: Database, account: AccountRow, now_us: int) -> State:
-    """What a CatchUp of ``account`` at ``now_us`` is decided on, outside any transaction and without a lock.
+async def read_unlocked(db: Database, accounts: Sequence[AccountRow], now_us: int) -> dict[int, State]:
+    """What CatchUps at ``now_us`` are decided on, by account, outside any transaction and without a lock; for looking.
 
-    Good for looking only, and only if the account's row is still the same afterwards: then these rows belong together.
+    Two statements, each with the account's row in it: where it is the same in both and as in ``accounts``, nobody has
+    written in between and all belongs together. Accounts that somebody has written to are left out.
     """
-    grants = _rows(GrantRow, await db.query(_unfinished_grants_of([account.id]), [account.id]))
-    overdue = _rows(HoldRow, await db.query(f"{_OPEN_HOLDS} AND expires_at_us <= ?", [account.id, now_us]))
-    key = (account.tenant, account.subject, account.unit)
-    return State(accounts={key: account}, grants=grants, holds=overdue)
+    ids = [row.id for row in accounts]
+    grants = await db.query(_beside_accounts(GrantRow, ids, _UNFINISHED), ids)
+    overdue = await db.query(_beside_accounts(HoldRow, ids, "phase = 'open' AND expires_at_us <= ?"), [now_us, *ids])
+    grants_of, holds_of = _by_account(GrantRow, grants), _by_account(HoldRow, overdue)
+    seen = [AccountRow(*row[:_ACCOUNT_WIDTH]) for result in (grants, overdue) for row in result.rows]
+    known = {row.id: row for row in accounts}
+    changed = {row.id for row in seen if row != known[row.id]}
+    return {
+        row.id: State(
+            accounts={(row.tenant, row.subject, row.unit): row}, grants=grants_of[row.id], holds=holds_of[row.id]
+        )
+        for row in accounts
+        if row.id not in changed
+    }
 
 
 _QUIET = (GrantUnits, CatchUp)
@@ -205,19 +216,39 @@ def _select(table: type[msgspec.Struct]) -> str:
 _OPEN_HOLDS = f"{_select(HoldRow)} WHERE account_id = ? AND phase = 'open'"
 
 
+_UNFINISHED = "phase IN ('pending', 'live', 'lapsed')"
+_ACCOUNT_WIDTH = len(AccountRow.__struct_fields__)
+
+
 def _unfinished_grants_of(account_ids: Sequence[int]) -> str:
-    return f"{_select(GrantRow)} WHERE account_id IN ({_marks(account_ids)}) AND phase IN ('pending', 'live', 'lapsed')"
+    return f"{_select(GrantRow)} WHERE account_id IN ({marks(account_ids)}) AND {_UNFINISHED}"
 
 
-def _rows(table: type[Row], result: Result) -> list[Row]:
-    rows = [table(*row) for row in result.rows]
+def _beside_accounts(table: type[Row], account_ids: Sequence[int], condition: str) -> str:
+    columns = [f"a.{name}" for name in AccountRow.__struct_fields__]
+    columns += [f"its.{name}" for name in table.__struct_fields__]
+    return (
+        f"SELECT {', '.join(columns)} FROM {_TABLES[AccountRow]} a "  # noqa: S608 - names of ours
+        f"LEFT JOIN {_TABLES[table]} its ON its.account_id = a.id AND {condition} WHERE a.id IN ({marks(account_ids)})"
+    )
+
+
+def _by_account(table: type[Row], result: Result) -> dict[int, list[Row]]:
+    found: dict[int, list[Row]] = {row[0]: [] for row in result.rows}
+    for row in _rows(table, [row[_ACCOUNT_WIDTH:] for row in result.rows if row[_ACCOUNT_WIDTH] is not None]):
+        found[row.account_id].append(row)  # type: ignore[attr-defined]  # never accounts themselves
+    return found
+
+
+def _rows(table: type[Row], found: Iterable[Sequence[Any]]) -> list[Row]:
+    rows = [table(*row) for row in found]
     for row in rows:
         if isinstance(row, HoldRow):
             row.parts = _PARTS.decode(row.parts)  # type: ignore[arg-type]  # text, as it came
     return rows
 
 
-def _marks(values: Sequence[object]) -> str:
+def marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 

@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from daydo_auth import Principal
 from daydo_auth.litestar import authenticated, ticketed
+from daydo_db.paging import CURSOR_CHARS_MAX
 from daydo_kernel import Envelope, NotFound, Page, PayloadTooLarge, get_context, isoformat, new_id, ok
 from daydo_kernel.litestar import ApiRequest, read_form, refusals
 from daydo_pipeline import Owner, Run, RunError, RunEvent
@@ -32,7 +33,10 @@ MULTIPART_OVERHEAD = 64 * 1024
 
 Service = NamedDependency[SkipValidation[Images]]
 Configuration = NamedDependency[SkipValidation[ImagesConfig]]
-Cursor = Annotated[str | None, Parameter(max_length=64, description="resume after this item or event")]
+PageCursor = Annotated[
+    str | None, Parameter(max_length=CURSOR_CHARS_MAX, description="the `next_cursor` of the page before")
+]
+EventCursor = Annotated[str | None, Parameter(max_length=64, description="resume after this event")]
 
 
 class UploadsController(Controller):
@@ -116,7 +120,7 @@ class TasksController(Controller):
         self,
         request: ApiRequest,
         images: Service,
-        cursor: Cursor = None,
+        cursor: PageCursor = None,
         limit: Annotated[int, Parameter(ge=1, le=100)] = 20,
     ) -> Envelope[Page[TaskOut]]:
         """Newest first."""
@@ -157,7 +161,7 @@ class LiveController(Controller):
         request: ApiRequest,
         images: Service,
         config: Configuration,
-        cursor: Cursor = None,
+        cursor: EventCursor = None,
         last_event_id: Annotated[str | None, Parameter(header="Last-Event-ID", max_length=64)] = None,
     ) -> Stream:
         """Server-Sent Events. To resume, take a new ticket and pass the last event's id as ``cursor``."""
@@ -172,7 +176,7 @@ class LiveController(Controller):
         socket: WebSocket[Any, Any, Any],
         images: Service,
         config: Configuration,
-        cursor: Cursor = None,
+        cursor: EventCursor = None,
     ) -> None:
         events = _shown(images.events(_owner(socket.user), cursor))
         await over_websocket(socket, events, config.stream_comment_s)

@@ -11,23 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from .servers import Backend, PrivateMariaDB, find_backends, fresh_database
+from .statements import Statements, count_statements
 from .suites import DatabaseConformance, TxConformance
 
 __all__ = [
     "Backend",
     "DatabaseConformance",
     "PrivateMariaDB",
+    "Statements",
     "TxConformance",
+    "count_statements",
     "database_backends",
     "database_url",
     "fresh_database",
 ]
 
 _backends = pytest.StashKey[list[Backend]]()
+_INPUT = "daydo_databases"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.collectonly or config.option.help:
         config.stash[_backends] = [Backend("sqlite", "sqlite", "")]
         return
-    config.stash[_backends] = list(find_backends(config))
+    given = getattr(config, "workerinput", {}).get(_INPUT)
+    config.stash[_backends] = list(find_backends(config)) if given is None else msgspec.convert(given, list[Backend])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Under pytest-xdist the controller has the servers; its workers share them."""
+    node.workerinput[_INPUT] = msgspec.to_builtins(node.config.stash[_backends])
 
 
 def pytest_report_header(config: pytest.Config) -> str:
