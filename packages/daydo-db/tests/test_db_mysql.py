@@ -29,7 +29,7 @@ from daydo_db import (
 )
 from daydo_db.config import parse_url
 from daydo_db.mapping import from_mysql, without_values
-from daydo_db.mysql import _Session, _version
+from daydo_db.mysql import _Login, _version
 
 pytestmark = pytest.mark.dialect("mysql")
 
@@ -184,6 +184,34 @@ async def test_a_cancelled_statement_is_killed_on_the_server(db: Database) -> No
     await asyncio.wait_for(db.execute("UPDATE account SET n = 7 WHERE id = 1"), 2)
 
 
+STREAM = "SELECT SLEEP(0.02), REPEAT('x', 40000) FROM information_schema.columns LIMIT 400"
+
+
+@pytest.mark.parametrize("fate", ["cancelled", "killed"])
+async def test_rows_that_break_off_are_no_rows(db: Database, fate: str) -> None:
+    """In the middle of an answer: the connection is closed, the server's thread gone, the place free."""
+    thread, streaming = 0, asyncio.Event()
+
+    async def stream() -> None:
+        nonlocal thread
+        async with db.transaction() as tx:
+            thread = await connection_id(tx)
+            streaming.set()
+            await tx.execute(STREAM)
+
+    task = asyncio.create_task(stream())
+    await streaming.wait()
+    await asyncio.sleep(0.2)
+    if fate == "cancelled":
+        task.cancel()
+    else:
+        await db.query("KILL ?", (thread,))
+    with pytest.raises(asyncio.CancelledError if fate == "cancelled" else ConnectionLost):
+        await task
+    await until_gone(db, thread)
+    assert (db._writers.in_use, await balances(db)) == (0, [0, 0])
+
+
 async def test_leaving_waits_for_the_killing(database_url: str, db: Database) -> None:
     """A service that stops does not leave its statements behind."""
     async with Database(database_url, DatabaseConfig(statement_timeout_s=0.05)) as other:
@@ -318,7 +346,7 @@ async def test_tls_is_refused_where_the_server_offers_none(
     """The driver would go on in plaintext without a word."""
     offered = aiomysql.connection.Connection._get_server_information
 
-    async def without_tls(session: _Session) -> None:
+    async def without_tls(session: _Login) -> None:
         await offered(session)
         session.server_capabilities &= ~aiomysql.connection.CLIENT.SSL
 

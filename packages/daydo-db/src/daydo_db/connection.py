@@ -33,7 +33,7 @@ class Connection(Protocol):
         ...
 
     async def ping(self) -> bool:
-        """Whether the other end still answers."""
+        """Whether the other end still answers, within ``connect_timeout_s``; never raises."""
         ...
 
     async def close(self) -> None:

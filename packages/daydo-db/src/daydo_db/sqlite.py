@@ -24,8 +24,6 @@ from .mapping import from_sqlite
 from .telemetry import Telemetry
 from .tx import SQLITE, Result, Statement, Value, compile_statement
 
-_CLOSE_S = 5.0
-
 
 class SqliteEngine:
     """Connections to one file. Without a path it is a private temporary file, removed at the end."""
@@ -54,7 +52,7 @@ class SqliteEngine:
             await driver
         except sqlite3.Error as error:
             raise StatementFailed(reason=f"{error}", statement=f"open {path}") from error
-        connection = SqliteConnection(driver, self._config.statement_timeout_s, self._telemetry)
+        connection = SqliteConnection(driver, self._config, self._telemetry)
         try:
             await connection.prepare(writable=writable)
         except BaseException:
@@ -71,9 +69,10 @@ class SqliteEngine:
 class SqliteConnection:
     """One connection and its thread. All of a statement happens in one visit to that thread."""
 
-    def __init__(self, driver: aiosqlite.Connection, statement_timeout_s: float, telemetry: Telemetry) -> None:
+    def __init__(self, driver: aiosqlite.Connection, config: DatabaseConfig, telemetry: Telemetry) -> None:
         self._driver = driver
-        self._timeout_s = statement_timeout_s
+        self._timeout_s = config.statement_timeout_s
+        self._close_s = config.connect_timeout_s
         self._telemetry = telemetry
         self._closed = False
         self._abandoned = False
@@ -106,12 +105,13 @@ class SqliteConnection:
         return self.usable
 
     async def close(self) -> None:
+        """Stop what runs and close; behind a BEGIN that waits for the file's lock this takes ``lock_timeout_s``."""
         if self._closed:
             return
         self._closed = True
         try:
             self._driver._conn.interrupt()
-            async with asyncio.timeout(_CLOSE_S):
+            async with asyncio.timeout(self._close_s):
                 await self._driver.close()
         except (sqlite3.Error, ValueError, TimeoutError):
             return  # It is broken already; its thread ends with its last statement.

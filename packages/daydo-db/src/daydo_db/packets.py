@@ -1,0 +1,430 @@
+"""The MySQL protocol between login and goodbye: a command goes out, its answer is read as it arrives.
+
+The driver reads each packet by two awaits and every column definition anew. Here an :class:`Answer` decodes
+what has come, in whatever pieces it comes, without any I/O; a :class:`Wire` feeds it from the transport and
+wakes the waiting task once, at the end. What a statement's rows look like is remembered by the bytes that said
+so: where the same bytes come again they are compared and not read.
+
+The facts are those of MySQL's and MariaDB's protocol documentation, "command phase" and "text protocol": a
+packet is 3 bytes of length, 1 of sequence number, and its payload; a payload of 2²⁴ - 1 bytes goes on in the
+next packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from pymysql.constants import FIELD_TYPE  # type: ignore[import-untyped]
+from pymysql.converters import convert_date, convert_datetime, convert_timedelta  # type: ignore[import-untyped]
+from pymysql.err import InternalError, MySQLError, OperationalError, raise_mysql_exception  # type: ignore[import-untyped]
+
+from .tx import Result
+
+IN_TRANSACTION, MORE_RESULTS, NO_BACKSLASH_ESCAPES = 0x0001, 0x0008, 0x0200
+QUIT, QUERY, PING = b"\x01", b"\x03", b"\x0e"
+
+_LARGEST = 0xFFFFFF
+_NULL, _EOF, _ERROR = 0xFB, 0xFE, 0xFF
+_WIDTHS = {0xFC: 2, 0xFD: 3, 0xFE: 8}
+_BINARY = 63
+_LOST = 2013
+_SHAPES_MAX = 4096
+_CHUNK = 32 * 1024
+
+_Convert = Callable[[bytes], Any]
+
+
+class Shape(NamedTuple):
+    """What the rows of a statement look like; ``block`` is how the server says it, in ``packets`` packets."""
+
+    block: bytes
+    packets: int
+    columns: tuple[str, ...]
+    converters: list[_Convert]
+
+
+class Shapes:
+    """The last shape of each statement, by its text. At most ``_SHAPES_MAX``, then it starts anew."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Shape] = {}
+        self.get = self._of.get
+
+    def put(self, text: str, shape: Shape) -> None:
+        if len(self._of) >= _SHAPES_MAX:
+            self._of.clear()
+        self._of[text] = shape
+
+
+class Answer:
+    """The answer to one command, decoded piece by piece; ``number`` is the sequence number it begins with.
+
+    ``result`` is the first result (a procedure may give several), ``status`` the server's after the last;
+    ``excess``: something came behind it that belongs to no answer.
+    """
+
+    __slots__ = (
+        "_columns",
+        "_converters",
+        "_head",
+        "_missing",
+        "_number",
+        "_parts",
+        "_pieces",
+        "_read",
+        "_rows",
+        "_shapes",
+        "_text",
+        "_to_come",
+        "done",
+        "error",
+        "excess",
+        "result",
+        "status",
+    )
+
+    def __init__(self, text: str, shapes: Shapes, number: int = 1) -> None:
+        self._text, self._shapes, self._number = text, shapes, number
+        self._pieces: list[bytes] = []
+        self._missing = 0
+        self._parts: list[bytes] = []
+        self._read = self._read_head
+        self._head: list[bytes] = []
+        self.result: Result | None = None
+        self.error: MySQLError | None = None
+        self.status = 0
+        self.done = False
+        self.excess = False
+
+    def feed(self, data: bytes) -> bool:
+        """Take what has come; True once the answer is complete.
+
+        Raises:
+            MySQLError, ValueError, LookupError: this is no answer; nothing more can be said to this server.
+        """
+        if self._pieces:
+            self._pieces.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return False
+            data = b"".join(self._pieces)
+            self._pieces = []
+        at = 0 if self._head or self._number != 1 else self._skip_known(data)
+        end = stop = len(data)
+        while not self.done and end - at >= 4:
+            size = data[at] | data[at + 1] << 8 | data[at + 2] << 16
+            stop = at + 4 + size
+            if stop > end:
+                break
+            if data[at + 3] != self._number:
+                raise OperationalError(_LOST, "a packet out of order")  # As before a shutdown.
+            self._number = (self._number + 1) & 0xFF
+            self._take(data[at + 4 : stop], size)
+            at = stop
+        else:
+            stop = at + 4
+        if self.done:
+            self.excess = at != end
+        elif at != end:
+            self._pieces, self._missing = [data[at:]], stop - end
+        return self.done
+
+    def _skip_known(self, data: bytes) -> int:
+        shape = self._shapes.get(self._text)
+        if shape is None or not data.startswith(shape.block):
+            return 0
+        self._number = (1 + shape.packets) & 0xFF
+        self._columns, self._converters = shape.columns, shape.converters
+        self._read = self._read_columns_end
+        return len(shape.block)
+
+    def _take(self, payload: bytes, size: int) -> None:
+        if size == _LARGEST:
+            self._parts.append(payload)
+            return
+        if self._parts:
+            payload = b"".join((*self._parts, payload))
+            self._parts = []
+        self._read(payload)
+
+    def _read_head(self, packet: bytes) -> None:
+        match packet[0]:
+            case 0x00:  # OK
+                rowcount, at = _integer(packet, 1)
+                lastrowid, at = _integer(packet, at)
+                self._end(Result((), [], rowcount, lastrowid), packet[at : at + 2])
+            case 0xFF:  # ERR
+                self._fail(packet)
+            case 0xFB:  # LOCAL INFILE
+                raise InternalError(_LOST, "the server asks for a file of ours")
+            case _:  # the number of columns
+                self._to_come, _ = _integer(packet, 0)
+                self._head = [packet]
+                self._read = self._read_column
+
+    def _read_column(self, packet: bytes) -> None:
+        self._head.append(packet)
+        self._to_come -= 1
+        if self._to_come:
+            return
+        columns = [_column(definition) for definition in self._head[1:]]
+        self._columns = tuple(name for name, _ in columns)
+        self._converters = [convert for _, convert in columns]
+        self._read = self._read_columns_end
+        self._remember()
+
+    def _remember(self) -> None:
+        if self.result is None and len(self._head) == self._number - 1:
+            block = b"".join(
+                len(packet).to_bytes(3, "little") + bytes((number,)) + packet
+                for number, packet in enumerate(self._head, 1)
+            )
+            self._shapes.put(self._text, Shape(block, len(self._head), self._columns, self._converters))
+
+    def _read_columns_end(self, packet: bytes) -> None:
+        if packet[0] == _ERROR:
+            self._fail(packet)
+            return
+        if packet[0] != _EOF:
+            raise OperationalError(_LOST, "columns without an end")
+        self._rows: list[tuple[Any, ...]] = []
+        self._read = self._read_row
+
+    def _read_row(self, packet: bytes) -> None:
+        # A value of 8 bytes of length also begins with 0xFE, in a packet that is never this short.
+        if packet[0] >= _EOF and (packet[0] == _ERROR or len(packet) < 9):
+            if packet[0] == _ERROR:
+                self._fail(packet)
+            else:
+                self._end(Result(self._columns, self._rows, len(self._rows)), packet[3:5])
+            return
+        row: list[Any] = []
+        at = 0
+        for convert in self._converters:
+            size = packet[at]
+            at += 1
+            if size >= _NULL:
+                if size == _NULL:
+                    row.append(None)
+                    continue
+                width = _WIDTHS[size]
+                size = int.from_bytes(packet[at : at + width], "little")
+                at += width
+            stop = at + size
+            row.append(convert(packet[at:stop]))
+            at = stop
+        if at != len(packet):
+            raise OperationalError(_LOST, "a row of another length than its packet")
+        self._rows.append(tuple(row))
+
+    def _end(self, result: Result, status: bytes) -> None:
+        if self.result is None:
+            self.result = result
+        self.status = int.from_bytes(status, "little")
+        self.done = not self.status & MORE_RESULTS
+        self._read = self._read_head
+
+    def _fail(self, packet: bytes) -> None:
+        try:
+            raise_mysql_exception(packet)
+        except MySQLError as error:
+            self.error = error
+        self.done = True
+
+
+class Wire(asyncio.BufferedProtocol):
+    """A connection after its login: one command at a time, one answer to each.
+
+    Attributes:
+        status: the server's flags as of the last answer.
+        lost: nothing can be asked any more.
+    """
+
+    def __init__(self, transport: asyncio.WriteTransport, status: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._buffer = memoryview(bytearray(_CHUNK))
+        self._answer: Answer | None = None
+        self._answered: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline_s = 0.0
+        self._gone = asyncio.Event()
+        self.status = status
+        self.lost = False
+        transport.set_protocol(self)
+
+    async def ask(self, command: bytes, text: str, shapes: Shapes, timeout_s: float | None) -> Result:
+        """Send ``command`` and return the answer; ``text`` is the statement it was made of.
+
+        After a cancellation or any error but the server's own the wire is of no use: :meth:`abort` it.
+
+        Raises:
+            MySQLError: the server said no (its number and message), or went away (2013).
+            TimeoutError: no complete answer within ``timeout_s``.
+        """
+        if self.lost or self._answer is not None:
+            raise OperationalError(_LOST, "the connection is lost")
+        self._answered = answered = self._loop.create_future()
+        self._answer = answer = Answer(text, shapes, self._send(command))
+        if timeout_s is not None:
+            self._limit(timeout_s)
+        try:
+            await answered
+        finally:
+            self._answered = None
+        if answer.error is not None:
+            raise answer.error
+        assert answer.result is not None  # noqa: S101 - for the type checker
+        return answer.result
+
+    async def quit(self) -> None:
+        """Say goodbye and wait until the connection is closed."""
+        if not self.lost:
+            self.lost = True
+            self._send(QUIT)
+        self._transport.close()
+        await self._gone.wait()
+
+    def abort(self) -> None:
+        """Close it at once, whatever is under way."""
+        self.lost = True
+        self._transport.abort()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        answer = self._answer
+        if answer is None or self.lost:
+            self.abort()  # Nothing was asked. A server says why it goes, then it goes.
+            return
+        try:
+            if not answer.feed(bytes(self._buffer[:nbytes])):
+                return
+        except Exception as error:
+            self.abort()
+            self._settle(error)
+            return
+        if answer.error is None:
+            self.status = answer.status
+        if answer.excess:
+            self.abort()
+        self._settle(None)
+
+    def eof_received(self) -> None:
+        self.lost = True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._settle(OperationalError(_LOST, f"the connection broke ({type(error).__name__})"))
+        self._gone.set()
+
+    def _settle(self, error: BaseException | None) -> None:
+        self._answer = None
+        if self._answered is None or self._answered.done():
+            return
+        if error is None:
+            self._answered.set_result(None)
+        else:
+            self._answered.set_exception(error)
+
+    def _send(self, command: bytes) -> int:
+        """Send it in one packet, or in as many as it needs; the number of packets."""
+        if len(command) < _LARGEST:
+            self._transport.write(len(command).to_bytes(4, "little") + command)
+            return 1
+        number = 0
+        # One byte more, so that a multiple of the largest size ends with an empty packet.
+        for start in range(0, len(command) + 1, _LARGEST):
+            part = command[start : start + _LARGEST]
+            self._transport.write(len(part).to_bytes(3, "little") + bytes((number & 0xFF,)) + part)
+            number += 1
+        return number & 0xFF
+
+    def _limit(self, timeout_s: float) -> None:
+        # One timer that finds out when it fires whether it still matters: most statements are done long before.
+        self._deadline_s = self._loop.time() + timeout_s
+        if self._timer is not None and self._timer.when() > self._deadline_s:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline_s, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._answer is None or self._answered is None:
+            return
+        if self._loop.time() < self._deadline_s:
+            self._timer = self._loop.call_at(self._deadline_s, self._expire)
+        else:
+            self._settle(TimeoutError())
+
+
+def _integer(data: bytes, at: int) -> tuple[int, int]:
+    """A length-encoded integer and where it ends."""
+    if data[at] < _NULL:
+        return data[at], at + 1
+    stop = at + 1 + _WIDTHS[data[at]]
+    return int.from_bytes(data[at + 1 : stop], "little"), stop
+
+
+def _column(packet: bytes) -> tuple[str, _Convert]:
+    """Its name and how its values are read, from a column definition."""
+    at, name = 0, b""
+    for field in range(6):  # catalog, schema, table, its own name, name, its own name
+        size, at = _integer(packet, at)
+        if field == 4:
+            name = packet[at : at + size]
+        at += size
+    charset = int.from_bytes(packet[at + 1 : at + 3], "little")
+    kind = packet[at + 7]
+    return name.decode(), _converter(kind, charset)
+
+
+def _converter(kind: int, charset: int) -> _Convert:
+    convert = _CONVERTERS.get(kind)
+    if convert is not None:
+        return convert
+    # JSON of a column claims to be binary, JSON of an expression does not; both are UTF-8.
+    return bytes if charset == _BINARY and kind != FIELD_TYPE.JSON else bytes.decode
+
+
+def _decimal(data: bytes) -> Decimal | int:
+    # SUM of integers is DECIMAL on MySQL; on SQLite, and to everyone's expectation, it is an integer.
+    return Decimal(data.decode()) if b"." in data else int(data)
+
+
+def _datetime(data: bytes) -> Any:
+    text = data.decode()
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:  # 0000-00-00: the text, as the driver has it.
+        return convert_datetime(text)
+
+
+def _date(data: bytes) -> Any:
+    text = data.decode()
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return convert_date(text)
+
+
+_CONVERTERS: dict[int, _Convert] = {
+    **dict.fromkeys((FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG), int),
+    FIELD_TYPE.YEAR: int,
+    FIELD_TYPE.FLOAT: float,
+    FIELD_TYPE.DOUBLE: float,
+    FIELD_TYPE.DECIMAL: _decimal,
+    FIELD_TYPE.NEWDECIMAL: _decimal,
+    FIELD_TYPE.TIMESTAMP: _datetime,
+    FIELD_TYPE.DATETIME: _datetime,
+    FIELD_TYPE.DATE: _date,
+    FIELD_TYPE.TIME: convert_timedelta,
+}
