@@ -28,6 +28,7 @@ from .errors import (
 from .migrate import require_schema
 from .pool import Pool
 from .replicas import Replicas, heart_beats
+from .slow import SlowQueries
 from .sqlite import SqliteEngine
 from .telemetry import Telemetry
 from .transaction import OUTCOMES, Transaction
@@ -47,7 +48,8 @@ class Database(Part):
     """``sqlite:///file.db``, ``sqlite://`` (a private temporary file) or ``mysql://user:pw@host:3306/name``.
 
     ``replicas`` are URLs of servers that follow the one at ``url``; a ``query(…, replica=True)`` may go to one of them.
-    ``clock`` stamps migrations, None meaning the database's own; ``events`` hears ``db.migrated``.
+    ``clock`` stamps migrations, None meaning the database's own; ``events`` hears ``db.migrated`` and
+    ``db.slow_query``.
 
     Raises:
         ValueError: a URL cannot be read, or SQLite is to have replicas.
@@ -80,6 +82,9 @@ class Database(Part):
             self._writers = self._readers = self._pool("main", config.pool_max, keep=config.pool_min, writable=True)
             self._pools = [self._writers]
         self._replicas = self._follow(replicas)
+        self._slow = SlowQueries(
+            self.dialect, config, self.metrics, self.telemetry, self.events, self._readers.connection
+        )
 
     def __repr__(self) -> str:
         return f"Database({str(self.location)!r})"
@@ -232,6 +237,7 @@ class Database(Part):
             await self._replicas.beat()
             self._repeat(self.config.replica_beat_s, self._replicas.beat, "beat")
         self._repeat(min(_TRIM_EVERY_S, self.config.pool_idle_s), self._trim, "trim")
+        self._spawn(self._slow.watch(), "slow")
 
     async def _require_heartbeat(self) -> None:
         async with self._writers.connection() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -30,21 +31,24 @@ class Telemetry:
         kills = metrics.counter("kills_total", "Statements stopped on the server after a cancellation or timeout.")
         self._kills = kills.cell()
         self._listeners: list[tuple[float, Callable[[Sent], None]]] = []
+        self._least_s = math.inf
 
     @contextmanager
     def listening(self, listener: Callable[[Sent], None], *, least_s: float = 0.0) -> Iterator[None]:
         """Tell ``listener`` of every statement that took ``least_s`` or longer."""
         entry = (least_s, listener)
         self._listeners.append(entry)
+        self._find_least()
         try:
             yield
         finally:
             self._listeners.remove(entry)
+            self._find_least()
 
     def done(self, statement: Statement, args: Sequence[Value], seconds: float, result: Result) -> None:
         self._ok.inc()
         self._seconds.observe(seconds)
-        if self._listeners:
+        if seconds >= self._least_s:
             self._tell(Sent(statement, args, seconds, result))
 
     def failed(self) -> None:
@@ -54,6 +58,9 @@ class Telemetry:
         """Cancelled or out of time, and stopped on the server."""
         self._kills.inc()
         self._tell(Sent(statement, args, seconds, None))
+
+    def _find_least(self) -> None:
+        self._least_s = min((least_s for least_s, _ in self._listeners), default=math.inf)
 
     def _tell(self, sent: Sent) -> None:
         for least_s, listener in self._listeners:

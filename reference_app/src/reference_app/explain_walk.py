@@ -1,0 +1,194 @@
+"""Every public call of the libraries and repositories that sends SQL, made once on generated data.
+
+A test compares what was sent with the places in the sources that send: a query that is not walked fails it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any
+
+from daydo_auth import Auth, AuthConfig, Password, RefreshReused
+from daydo_db import Database
+from daydo_db.piccolo import bind
+from daydo_db.telemetry import Sent
+from daydo_kernel import DaydoError, Page, new_id
+from daydo_pipeline import Owner, ProviderCall, Run, Runs, RunsConfig
+from daydo_quota import Account, Entry, InsufficientQuota, Ledger, LedgerConfig
+from daydo_redis import Redis
+
+from .accounts.service import CREDITS, TENANT, Accounts, Contact
+from .accounts.tables import Profile
+from .explain_data import People
+from .images.config import ImagesConfig
+from .images.features import PROVIDER, features_of, flow_of
+from .images.repository import Uploads
+from .images.tables import Upload
+
+_PASSWORD = "Correct-horse-7"  # noqa: S105 - of a user of a scratch database
+_PAGE = 20
+_WAIT_S = 60.0
+
+
+async def walk(db: Database, people: People) -> None:
+    """All of it; ``db`` holds what :mod:`reference_app.explain_data` makes and is given up afterwards."""
+    bind([Profile, Upload], db)
+    ledger = Ledger(db, LedgerConfig(sweep_interval_s=0))
+    await _walk_accounts(db, ledger)
+    async with ledger:
+        await _walk_quota(db, ledger, people)
+        await _walk_uploads(db, people)
+        await _walk_runs(db, ledger, people)
+
+
+async def _walk_accounts(db: Database, ledger: Ledger) -> None:
+    redis = Redis("embedded://")  # For tickets, which are not walked: never opened.
+    contact = Contact(email="walker@example.com")
+    async with ledger, Auth(db, redis, _auth_config(rounds=4)) as auth:
+        accounts = Accounts(db, auth, ledger, welcome_credits=100)
+        profile, tokens = await accounts.register(contact, _PASSWORD, device="desk")
+        await accounts.login(contact, _PASSWORD, device="phone")
+        await auth.refresh(tokens.refresh)
+        with suppress(RefreshReused):
+            await auth.refresh(tokens.refresh)
+        again = await auth.open_session(profile.id, tenant=TENANT)
+        await auth.logout(auth.verify(f"Bearer {again.access}"))
+    async with Auth(db, redis, _auth_config(rounds=5)) as auth:  # A newer recipe: the hash is replaced.
+        await auth.login(Password(contact.login, _PASSWORD), tenant=TENANT)
+
+
+def _auth_config(*, rounds: int) -> AuthConfig:
+    keys, pepper = {"walk": "0123456789abcdef" * 4}, "fedcba9876543210" * 4
+    return AuthConfig(keys=keys, pepper=pepper, bcrypt_rounds=rounds, replay_window_s=0)
+
+
+async def _walk_quota(db: Database, ledger: Ledger, people: People) -> None:
+    await ledger.balance(Account(TENANT, people.due, CREDITS))
+    while await ledger.sweep():
+        pass
+    await ledger.health()
+    for subject in (people.whale, people.others[-1]):
+        account = Account(TENANT, subject, CREDITS)
+        await ledger.grant(account, 50, key=new_id("walk"))
+        async with ledger.hold(account, 5, key=new_id("walk")) as hold:
+            hold.charge = 3
+        with suppress(InsufficientQuota):
+            await ledger.reserve(account, 10**9, key=new_id("walk"))
+        async with db.transaction() as tx:
+            grant, first, second = new_id("walk"), new_id("walk"), new_id("walk")
+            for _ in range(2):  # The second time the key is known.
+                await ledger.grant(account, 5, key=grant, tx=tx)
+            await ledger.reserve(account, 2, key=first, tx=tx)
+            await ledger.confirm(account, key=first, tx=tx)
+            await ledger.reserve(account, 2, key=second, tx=tx)
+            await ledger.cancel(account, key=second, tx=tx)
+            await ledger.balance(account, tx=tx)
+        await ledger.balance(account)
+        await ledger.accounts(TENANT, subject)
+        await _leaf(partial(_history, ledger, subject))
+        await ledger.history(TENANT, subject, unit=CREDITS)
+    await ledger.grant(Account(TENANT, new_id("user"), CREDITS), 1, key=new_id("walk"))
+    async with db.transaction() as tx:
+        await ledger.grant(Account(TENANT, new_id("user"), CREDITS), 1, key=new_id("walk"), tx=tx)
+
+
+async def _history(ledger: Ledger, subject: str, cursor: str | None) -> Page[Entry]:
+    return await ledger.history(TENANT, subject, cursor=cursor, limit=_PAGE)
+
+
+async def _leaf(read: Callable[[str | None], Awaitable[Page[Any]]]) -> None:
+    """Pages to the end, but at most as many as show that a deep one costs what the first does."""
+    cursor = None
+    for _ in range(_PAGE):
+        cursor = (await read(cursor)).next_cursor
+        if cursor is None:
+            return
+
+
+async def _walk_uploads(db: Database, people: People) -> None:
+    uploads = Uploads(db)
+    upload = Upload(
+        id=new_id("upload"),
+        tenant=TENANT,
+        subject=people.whale,
+        media_type="image/png",
+        width=1,
+        height=1,
+        size_bytes=1,
+        created_at_us=1,
+    )
+    await uploads.add(upload)
+    await uploads.find(TENANT, people.whale, [upload.id, new_id("upload")])
+
+
+class _TryAgain(DaydoError, code=50379, name="walk.try_again", zh="请重试。", en="Try again.", retryable=True):
+    """What the stand-in says to a first attempt."""
+
+
+class _StandIn:
+    """The image workers' place: succeeds, fails once, or goes on for ever, as the input asks."""
+
+    async def run(self, call: ProviderCall) -> dict[str, Any]:
+        call.report(0.5)
+        if call.inputs["photo"] == "endless":
+            await asyncio.Event().wait()
+        if call.inputs["photo"] == "flaky" and call.attempt == 1:
+            raise _TryAgain()
+        return {"file": ""}
+
+
+async def _walk_runs(db: Database, ledger: Ledger, people: People) -> None:
+    flows = [flow_of(feature, 60.0) for feature in features_of(ImagesConfig()).values()]
+    # Fast heartbeats, so that each loop has turned before the walk is over.
+    config = RunsConfig(lease_s=0.6, poll_s=0.05, progress_s=0.01, backoff_s=0.01)
+    whale = Owner(TENANT, people.whale)
+    async with Runs(db, config, flows=flows, providers={PROVIDER: _StandIn()}, quota=ledger) as runs:
+        cursor = await runs.cursor(whale)
+        started = await runs.start("cutout", {"photo": ""}, owner=whale, key="plain")
+        await runs.start("cutout", {"photo": ""}, owner=whale, key="plain")
+        flaky = await runs.start("cutout", {"photo": "flaky"}, owner=whale, key="flaky")
+        endless = await runs.start("cutout", {"photo": "endless"}, owner=whale, key="endless")
+        with suppress(InsufficientQuota):
+            await runs.start("cutout", {"photo": ""}, owner=Owner(TENANT, new_id("user")), key="poor")
+        await _follow(runs, whale, cursor, {started.id, flaky.id}, endless)
+        await _sent(db, "FROM daydo_pipeline_step WHERE worker_id = ?")  # The heartbeat's last statement.
+        async with aclosing(runs.events(whale)) as live:
+            waits = asyncio.ensure_future(anext(live))
+            await _sent(db, "SELECT tenant, subject, seq FROM daydo_pipeline_owner")  # Has another process told more?
+            waits.cancel()
+            await asyncio.wait([waits])
+        await runs.get(whale, started.id)
+        await runs.cancel(whale, endless.id)
+        await _leaf(lambda cursor: runs.list(whale, cursor=cursor, limit=_PAGE))
+        await _follow(runs, whale, "0", {endless.id}, None)
+
+
+async def _sent(db: Database, part: str) -> None:
+    """Return once a statement with ``part`` in it is sent, by a task of the runs."""
+    heard = asyncio.Event()
+
+    def listen(sent: Sent) -> None:
+        if part in sent.statement.text.replace("%s", "?"):
+            heard.set()
+
+    with db.telemetry.listening(listen):
+        async with asyncio.timeout(_WAIT_S):
+            await heard.wait()
+
+
+async def _follow(runs: Runs, owner: Owner, cursor: str, ends: set[str], runs_on: Run | None) -> None:
+    """Read events until the runs ``ends`` are over and ``runs_on`` has told of its progress."""
+    waiting = ends | ({runs_on.id} if runs_on else set())
+    async with asyncio.timeout(_WAIT_S), aclosing(runs.events(owner, cursor)) as events:
+        async for event in events:
+            told = event.name == "step.progress" if runs_on and event.run_id == runs_on.id else event.name in _OVER
+            if told:
+                waiting.discard(event.run_id)
+            if not waiting:
+                return
+
+
+_OVER = ("run.succeeded", "run.failed", "run.cancelled")
