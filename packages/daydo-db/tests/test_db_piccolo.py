@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -8,10 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from piccolo.columns import BigInt, Boolean, Column, ForeignKey, Integer, SmallInt, Text, Timestamp, Varchar
+from piccolo.columns import (
+    BigInt,
+    Boolean,
+    Column,
+    ForeignKey,
+    Integer,
+    SmallInt,
+    Text,
+    Timestamp,
+    Timestamptz,
+    Varchar,
+)
+from piccolo.columns.column_types import TimedeltaDelegate
 from piccolo.engine.sqlite import SQLiteEngine
 from piccolo.query.base import DDL, Query
-from piccolo.query.functions import Avg, Cast, Length, Max, Sum, Upper
+from piccolo.query.functions import Avg, Cast, Length, Max, Round, Sum, Upper
 from piccolo.query.functions.aggregate import Count
 from piccolo.query.methods.delete import DeletionError
 from piccolo.querystring import QueryString
@@ -165,6 +178,10 @@ async def test_frozen_queries_run_again_and_again(db: Database) -> None:
     assert await run(frozen, db) == expected
     async with db.transaction() as tx:
         assert await run(frozen, tx=tx) == expected
+    assert await run(Image.count().where(Image.owner == "u1").freeze(), db) == 2
+    assert await run(Image.exists().where(Image.owner == "u9").freeze(), db) is False
+    last = await run(Image.objects(Image.owner).order_by(Image.id, ascending=False).first().freeze(), db)
+    assert (last.id, last.owner.active) == ("i3", False)
 
 
 async def test_a_transaction_is_explicit(db: Database) -> None:
@@ -259,6 +276,12 @@ Ask = Callable[[], Any]
         (lambda: Image.delete(force=True).returning(Image.id), "affected"),
         (lambda: Image.delete().where(Image.owner.email == "x"), "is_in"),
         (lambda: User.insert(User(id="x", email="y")).on_conflict(action="DO NOTHING"), "UniqueViolation"),
+        (
+            lambda: Image.insert(Image(id="x", owner="u1")).on_conflict("a_name", "DO UPDATE", [Image.note]),
+            "one target",
+        ),
+        (lambda: Image.insert(Image(id="x", owner="u1")).on_conflict(Image.owner, "DO UPDATE", [Image.note]), "'id'"),
+        (lambda: Image.insert(*[Image(id="x", owner="u1")] * 4_100), "portions"),
         (lambda: Image.update({Image.note: Image.note + "!"}, force=True), "Python"),
         (lambda: Image.update({Image.width: Image.width / 2}, force=True), "Python"),
         (lambda: Image.select(Cast(Image.width, Varchar())), "column"),
@@ -266,15 +289,17 @@ Ask = Callable[[], Any]
         (lambda: Image.select(Avg(Image.width)), "Sum"),
         (lambda: Image.select(Image.get_readable()), "joined table"),
         (lambda: Image.select().offset(5), "limit"),
-        (lambda: Image.select().lock_rows("SHARE"), "lock_rows()"),
-        (lambda: Image.select().lock_rows(nowait=True), "skip_locked"),
+        (lambda: Image.select().lock_rows("KEY SHARE"), "SHARE"),
+        (lambda: Image.select().lock_rows(of=(User,)), "alone"),
+        (lambda: Image.select(Round(Image.width)), "Python"),
+        (lambda: Image.update({Image.width: Image.size, Image.size: Image.width}, force=True), "lock_rows()"),
+        (lambda: Image(id="x", owner="u1", _exists_in_db=True).update_self({Image.width: Image.width + 1}), "affected"),
         (lambda: Image.count(distinct=[Image.owner, Image.state]), "a column"),
         (lambda: Image.select().where(QueryString("state || note = 'x'")), "Python"),
         (lambda: Image.create_table(), "ddl(table, dialect)"),
         (lambda: Image.alter().drop_column(Image.note), "ddl(table, dialect)"),
         (lambda: Image.create_index([Image.note]), "ddl(table, dialect)"),
         (lambda: Image.table_exists(), "tx.execute"),
-        (lambda: Image.objects().get_or_create(Image.id == "i1"), "UniqueViolation"),
         (lambda: Image.select().where(Image.note.ilike("x")), "lower case"),
     ],
 )
@@ -340,16 +365,33 @@ def test_binding_checks_the_table() -> None:
 
 
 def test_the_replaced_attributes_are_what_we_think_they_are() -> None:
-    """The contract with Piccolo 1.38: three attributes, defined where we replace them and nowhere below."""
+    """The contract with Piccolo 1.38: five attributes, defined where we replace them and nowhere below."""
     patches.install()
     patches.install()
     assert Query.__dict__["querystrings"].fget is patches.querystrings
     assert DDL.__dict__["ddl"].fget is patches.ddl
+    assert Query.__dict__["_run"] is patches.run
     assert Column.__dict__["ilike"] is patches.ilike
+    assert TimedeltaDelegate.__dict__["get_querystring"] is patches.timedelta
     below = [kind for base in (Query, DDL, Column) for kind in every_subclass(base)]
     assert len(below) > 40
-    assert not [kind for kind in below if {"querystrings", "ilike"} & set(kind.__dict__)]
+    assert not [kind for kind in below if {"querystrings", "_run", "ilike"} & set(kind.__dict__)]
     assert not [kind for kind in every_subclass(DDL) if "ddl" in kind.__dict__]
+
+
+def test_the_replaced_attributes_are_called_as_we_think_they_are() -> None:
+    """The originals' own text, as far as we lean on it: what calls them, and what they take."""
+    assert parameters(patches._run) == parameters(patches.run) == ["self", "node", "in_pool"]
+    assert parameters(patches._ilike) == parameters(patches.ilike) == ["self", "value"]
+    assert parameters(patches._timedelta) == ["self", "column", "operator", "value", "engine_type"]
+    assert "return await self._run(node=node, in_pool=in_pool)" in inspect.getsource(Query.run)
+    assert "querystrings = self.querystrings" in inspect.getsource(Query.freeze)
+    assert "values = values.querystrings[0]" in inspect.getsource(Column.is_in)
+    assert "self.timedelta_delegate.get_querystring(" in inspect.getsource(Timestamptz.__add__)
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
 
 
 def every_subclass(kind: type) -> set[type]:

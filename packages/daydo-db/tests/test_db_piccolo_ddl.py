@@ -6,17 +6,26 @@ from typing import Any
 
 import pytest
 from piccolo.columns import (
+    JSON,
+    JSONB,
     UUID,
+    Array,
     BigInt,
     Boolean,
+    Bytea,
     Char,
+    Date,
+    DoublePrecision,
     ForeignKey,
     Integer,
+    Interval,
     Numeric,
     OnDelete,
     Serial,
     SmallInt,
     Text,
+    Time,
+    Timestamp,
     Timestamptz,
     Varchar,
 )
@@ -106,6 +115,45 @@ def test_text_for_mysql() -> None:
     assert schema([Image], MYSQL) == IMAGE_MYSQL
 
 
+def test_text_of_every_kind_of_column() -> None:
+    """What each type is called on both, and that only fixed defaults go into the database."""
+
+    class Kinds(Table, tablename="shop_kinds"):
+        id = UUID(primary_key=True)
+        seen = Timestamptz()
+        born = Date(null=True, default=None)
+        weight = DoublePrecision(default=0.5)
+        doc = JSON()
+        data = Bytea(default=b"it's")
+
+    lines = [
+        (column.partition(" ")[2], other.partition(" ")[2])
+        for column, other in zip(
+            ddl(Kinds, SQLITE)[0].splitlines()[1:7], ddl(Kinds, MYSQL)[0].splitlines()[1:7], strict=True
+        )
+    ]
+    assert [(one.strip(" ,"), other.strip(" ,")) for one, other in lines] == [
+        ("id TEXT NOT NULL", "id CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL"),
+        ("seen TEXT NOT NULL", "seen DATETIME(6) NOT NULL"),
+        ("born TEXT", "born DATE"),
+        ("weight REAL NOT NULL DEFAULT 0.5", "weight DOUBLE NOT NULL DEFAULT 0.5"),
+        ("doc TEXT NOT NULL DEFAULT '{}'", "doc MEDIUMTEXT NOT NULL DEFAULT ('{}')"),
+        ("data BLOB NOT NULL DEFAULT X'69742773'", "data MEDIUMBLOB NOT NULL DEFAULT (X'69742773')"),
+    ]
+
+
+def test_a_foreign_key_has_an_index() -> None:
+    """Unless another key leads with its column: a DELETE of what it refers to must not read the whole table."""
+
+    class Bare(Table, tablename="shop_bare"):
+        id = Id(primary_key=True)
+        owner = ForeignKey(User)
+
+    for dialect in (SQLITE, MYSQL):
+        assert ddl(Bare, dialect)[1:] == ["CREATE INDEX shop_bare_owner_index ON shop_bare (owner)"]
+        assert not [text for text in ddl(Image, dialect) if "owner_index" in text]
+
+
 def test_needs_no_engine() -> None:
     """The text comes from the class alone: nothing is bound, nothing is connected."""
     assert User._meta._db is None
@@ -190,15 +238,20 @@ def table(make: Callable[[], dict[str, Any]]) -> type[Table]:
 @pytest.mark.parametrize(
     ("make", "instead"),
     [
-        (lambda: {"x": UUID()}, "Id()"),
-        (lambda: {"x": Timestamptz()}, "microseconds"),
+        (lambda: {"x": Timestamp()}, "Timestamptz"),
+        (lambda: {"x": Time()}, "seconds since midnight"),
+        (lambda: {"x": Interval()}, "microseconds"),
+        (lambda: {"x": JSONB()}, "JSON"),
+        (lambda: {"x": Array(base_column=Integer())}, "a table of its own"),
         (lambda: {"x": Numeric()}, "smallest unit"),
+        (lambda: {"x": Bytea(index=True)}, "Varchar"),
         (lambda: {"x": Char()}, "Varchar"),
         (lambda: {"x": Varchar(length=None)}, "length="),
         (lambda: {"x": Text(index=True)}, "Varchar"),
         (lambda: {"x": Varchar(default="line\nline")}, "printable"),
         (lambda: {"x": Id(primary_key=True)}, "Unique"),
         (lambda: {"x": Integer(db_column_name="Camel")}, "lower-case"),
+        (lambda: {"rank": Integer()}, "better word"),
         (lambda: {"x": ForeignKey(User, on_delete=OnDelete.set_default)}, "SET NULL"),
         (lambda: {"x": (x := Integer()), "y": Unique([x], nulls_distinct=False)}, "never null"),
     ],

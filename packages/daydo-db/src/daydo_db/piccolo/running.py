@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar, cast
 
+from piccolo.columns.combination import And, Where
+from piccolo.columns.m2m import M2MAddRelated, M2MGetRelated, M2MRemoveRelated
+from piccolo.columns.operators.comparison import Equal
 from piccolo.query import Delete, Update
 from piccolo.query.base import FrozenQuery
 from piccolo.query.methods.objects import GetOrCreate
 from piccolo.table import Table
 
 from daydo_db.database import Database
+from daydo_db.errors import UniqueViolation
 from daydo_db.tx import Tx
 
 from .ddl import ddl
-from .engine import DatabaseEngine
+from .engine import DatabaseEngine, Reader
 from .errors import Unsupported
 from .patches import install
-from .statements import prepare
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -44,21 +47,67 @@ def bind(tables: Iterable[type[Table]], database: Database) -> None:
         table._meta.db = engine
 
 
-async def run(query: Runnable[T_co], database: Database | None = None, *, tx: Tx | None = None) -> T_co:
+async def run(
+    query: Runnable[T_co], database: Database | None = None, *, tx: Tx | None = None, replica: bool = False
+) -> T_co:
     """What Piccolo would give for ``query``, run in ``tx``, else on ``database``, else where it is bound.
 
-    Outside a transaction a read goes through ``database.query`` and a write commits by itself.
+    Outside a transaction a read goes through ``database.query``, with its ``replica``, and a write commits by itself.
+    ``get_or_create`` outside a transaction is several statements, each by itself; it is safe against another that
+    creates the same row where a unique key says what the same is.
 
     Raises:
         Unsupported: a query that SQLite and MySQL would not agree on.
         ValueError: its table is not bound, or to the other dialect.
         DbError: what the database said.
     """
-    _engine(query)
+    engine = _engine(query)
+    if isinstance(query, M2MGetRelated | M2MAddRelated | M2MRemoveRelated):
+        raise Unsupported(what="many-to-many", instead="a select, insert or delete on the joining table")
+    if tx is not None:
+        if replica:
+            raise ValueError("a transaction reads what it reads; leave replica= away")
+        where: object = tx
+    else:
+        where = Reader(database or engine.database) if replica else database or True
     if isinstance(query, GetOrCreate):
-        raise Unsupported(what="get_or_create", instead="insert, and on UniqueViolation select with lock_rows()")
-    where = tx if tx is not None else database
-    return await query.run(in_pool=True if where is None else cast("bool", where))
+        return cast("T_co", await _get_or_create(query, where))
+    return await query.run(in_pool=cast("bool", where))
+
+
+async def _get_or_create(query: GetOrCreate[Any], where: object) -> Table:
+    """Look, and then insert, as Piccolo does. Of two at once one insert fails, and that one looks again."""
+    in_pool = cast("bool", where)
+    found: Table | None = await query.query.get(query.where).run(in_pool=in_pool)
+    if found is None:
+        made: Table = query.table_class(_data={**query.defaults, **_values(query.where)})
+        try:
+            await made.save().run(in_pool=in_pool)
+        except UniqueViolation:
+            if not isinstance(where, Database | Reader | bool):
+                # Only a locking read sees the other's row in a transaction that has read before.
+                query.query.lock_rows()
+            found = await query.query.first().run(in_pool=in_pool)
+            if found is None:
+                raise
+        else:
+            if query.query.prefetch_delegate.fk_columns:
+                made = await query.query.first().run(in_pool=in_pool) or made
+            made._was_created = True
+            return made
+    found._was_created = False
+    return found
+
+
+def _values(where: Any) -> dict[Any, Any]:
+    """What a row must hold to meet the condition, as far as it says so with ``==``."""
+    if isinstance(where, And):
+        values = where.get_column_values()
+    elif isinstance(where, Where) and where.operator is Equal:
+        values = {where.column: where.value}
+    else:
+        values = {}
+    return {column: value for column, value in values.items() if not column._meta.call_chain}
 
 
 async def affected(query: Update[Any] | Delete, database: Database | None = None, *, tx: Tx | None = None) -> int:
@@ -70,15 +119,19 @@ async def affected(query: Update[Any] | Delete, database: Database | None = None
     """
     engine = _engine(query)
     query._validate()  # type: ignore[no-untyped-call]
-    result = await engine.execute(prepare(query), tx if tx is not None else database or engine.database)
+    where = tx if tx is not None else database
+    plan, args = engine.plan(query)
+    result = await engine.send(plan, args, engine.place(True if where is None else where))
     return result.rowcount
 
 
 def _engine(query: object) -> DatabaseEngine:
     """The engine of a query's table. Another kind of engine would overlook the transaction and run outside it."""
     query = query.query if isinstance(query, FrozenQuery) else query
-    owners = (getattr(query, name, None) for name in ("table", "table_class", "row", "instance"))
-    table = next((owner for owner in owners if owner is not None), None)
+    table = getattr(query, "table", None)
+    if table is None:
+        owners = (getattr(query, name, None) for name in ("table_class", "row", "instance", "target_row"))
+        table = next((owner for owner in owners if owner is not None), None)
     engine = None if table is None else table._meta._db
     if not isinstance(engine, DatabaseEngine):
         raise ValueError(f"bind its tables to a Database before running {type(query).__name__}")
