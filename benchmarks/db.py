@@ -37,7 +37,8 @@ KEYS = 1000
 DEEP_ROWS = 1_000_000
 PAGE = 50
 START_US = 1_760_000_000_000_000
-RECENT = Keyset("created_at_us DESC", "id DESC", name="events", key="bench")
+RECENT = Keyset("created_at_us DESC", "id DESC", within=["owner"], name="events", key="bench")
+OWNER = "user_1"
 
 _COLUMNS = "id, owner, state, note, width, height, created_at_us, public"
 
@@ -75,13 +76,14 @@ class MappedImage(Base):
 
 
 class Event(Table, tablename="bench_event"):
-    """What the deep page is a page of."""
+    """What the deep page is a page of: the events of one owner, newest first."""
 
     id = Id(primary_key=True)
+    owner = Id()
     created_at_us = BigInt(default=0)
     note = Varchar(length=40, default="")
 
-    newest = Index([created_at_us, id])  # noqa: A003 - the column
+    newest = Index([owner, created_at_us, id])  # noqa: A003 - the column
 
 
 class Rivals:
@@ -237,10 +239,10 @@ async def _fill(db: Database) -> None:
     digits = "WITH RECURSIVE digit (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM digit WHERE n < 999)"
     for start in range(0, DEEP_ROWS, 100_000):
         await db.execute(
-            f"INSERT INTO bench_event (id, created_at_us, note) {digits} "
-            "SELECT CONCAT('event_', LPAD(? + a.n * 1000 + b.n, 26, '0')), ? + a.n * 1000 + b.n, "
+            f"INSERT INTO bench_event (owner, id, created_at_us, note) {digits} "
+            "SELECT ?, CONCAT('event_', LPAD(? + a.n * 1000 + b.n, 26, '0')), ? + a.n * 1000 + b.n, "
             "'something happened' FROM digit a, digit b WHERE a.n < 100",
-            (start, START_US + start),
+            (OWNER, start, START_US + start),
         )
     for statement in ddl(Event, db.dialect)[1:]:
         await db.execute(statement)
@@ -271,13 +273,15 @@ async def _measure(report: Report, rivals: Rivals, tasks: int) -> None:
 
 async def _measure_pages(report: Report, db: Database) -> None:
     select_events = "SELECT id, created_at_us, note FROM bench_event WHERE"
-    oldest = await RECENT.page(db, f"{select_events} created_at_us < ? AND :page", (START_US + 2 * PAGE,), limit=PAGE)
+    late = f"{select_events} created_at_us < ? AND :page"
+    oldest = await RECENT.page(db, late, (START_US + 2 * PAGE,), within=[OWNER], limit=PAGE)
 
     async def first_page() -> int:
-        return len((await RECENT.page(db, f"{select_events} :page", limit=PAGE)).rows)
+        return len((await RECENT.page(db, f"{select_events} :page", within=[OWNER], limit=PAGE)).rows)
 
     async def deep_page() -> int:
-        return len((await RECENT.page(db, f"{select_events} :page", cursor=oldest.next_cursor, limit=PAGE)).rows)
+        cursor = oldest.next_cursor
+        return len((await RECENT.page(db, f"{select_events} :page", within=[OWNER], cursor=cursor, limit=PAGE)).rows)
 
     assert await first_page() == await deep_page() == PAGE  # an empty page would be a fast one
     pages = await compare(f"a page of {PAGE} rows of {DEEP_ROWS:,}", {"the first": first_page, "the last": deep_page})
