@@ -82,7 +82,7 @@ def tests(session: nox.Session) -> None:
     if "--embedded" not in session.posargs:
         get_servers(session)
     install(session, *everything(), "--group", "tests")
-    run(session, "pytest", *session.posargs)
+    run(session, "pytest", "--numprocesses=2", "--dist=loadfile", *session.posargs)
 
 
 @nox.session
@@ -226,14 +226,16 @@ def get_servers(session: nox.Session) -> None:
     missing = []
     if not os.environ.get("DAYDO_TEST_MYSQL_URL") and not find("mariadbd"):
         missing += ["mariadb-server-core", "mariadb-client-core"]
+    if not os.environ.get("DAYDO_TEST_MYSQL_URL") and not find("mariadb-dump"):
+        missing += ["mariadb-client"]
     if not os.environ.get("DAYDO_TEST_REDIS_URL") and not find("redis-server", "valkey-server", "redis-check-rdb"):
         missing += ["redis-tools"]
     if not missing:
         return
     if not (find("apt-get") and os.geteuid() == 0):
         session.error(
-            "The tests need MariaDB or MySQL, and Redis. Install them (their servers need not run), or set "
-            "DAYDO_TEST_MYSQL_URL and DAYDO_TEST_REDIS_URL, or test without them: nox -s tests -- --embedded"
+            "The tests need MariaDB or MySQL with its client programs, and Redis. Install them (no server need run), "
+            "or set DAYDO_TEST_MYSQL_URL and DAYDO_TEST_REDIS_URL, or test without them: nox -s tests -- --embedded"
         )
     quietly = {"external": True, "silent": True, "env": {"DEBIAN_FRONTEND": "noninteractive"}}
     patiently = ("-o", "DPkg::Lock::Timeout=120")  # a fresh machine may be upgrading itself

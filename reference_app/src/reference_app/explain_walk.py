@@ -15,7 +15,7 @@ from daydo_auth import Auth, AuthConfig, Password, RefreshReused
 from daydo_db import Database
 from daydo_db.piccolo import bind
 from daydo_db.telemetry import Sent
-from daydo_kernel import DaydoError, Page, new_id
+from daydo_kernel import Draining, Page, new_id
 from daydo_pipeline import Owner, ProviderCall, Run, Runs, RunsConfig
 from daydo_quota import Account, Entry, InsufficientQuota, Ledger, LedgerConfig
 from daydo_redis import Redis
@@ -124,10 +124,6 @@ async def _walk_uploads(db: Database, people: People) -> None:
     await uploads.find(TENANT, people.whale, [upload.id, new_id("upload")])
 
 
-class _TryAgain(DaydoError, code=50379, name="walk.try_again", zh="请重试。", en="Try again.", retryable=True):
-    """What the stand-in says to a first attempt."""
-
-
 class _StandIn:
     """The image workers' place: succeeds, fails once, or goes on for ever, as the input asks."""
 
@@ -136,7 +132,7 @@ class _StandIn:
         if call.inputs["photo"] == "endless":
             await asyncio.Event().wait()
         if call.inputs["photo"] == "flaky" and call.attempt == 1:
-            raise _TryAgain()
+            raise Draining()  # any error that says it is worth another attempt
         return {"file": ""}
 
 

@@ -28,7 +28,8 @@ CREATE TABLE daydo_pipeline_run (
     deadline_us BIGINT NOT NULL,
     finished_at_us BIGINT NULL,
     PRIMARY KEY (id),
-    UNIQUE KEY daydo_pipeline_run_key (tenant, subject, op_key),
+    -- The key first: beginning like the owner's index it would be taken for that, and lists would be sorted.
+    UNIQUE KEY daydo_pipeline_run_key (op_key, tenant, subject),
     KEY daydo_pipeline_run_owner (tenant, subject, id),
     KEY daydo_pipeline_run_deadline (state, deadline_us)
 ) ENGINE=InnoDB;

@@ -28,7 +28,7 @@ CREATE TABLE daydo_pipeline_run (
     deadline_us INTEGER NOT NULL,
     finished_at_us INTEGER
 ) WITHOUT ROWID;
-CREATE UNIQUE INDEX daydo_pipeline_run_key ON daydo_pipeline_run (tenant, subject, op_key);
+CREATE UNIQUE INDEX daydo_pipeline_run_key ON daydo_pipeline_run (op_key, tenant, subject);
 CREATE INDEX daydo_pipeline_run_owner ON daydo_pipeline_run (tenant, subject, id);
 CREATE INDEX daydo_pipeline_run_deadline ON daydo_pipeline_run (state, deadline_us);
 
