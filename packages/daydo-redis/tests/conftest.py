@@ -4,15 +4,18 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from daydo_redis import Redis, embedded
-from daydo_redis.testing import START_S
-
 pytest.register_assert_rewrite("daydo_redis.testing")
+
+from daydo_redis import Redis, RedisConfig, embedded  # noqa: E402
+from daydo_redis.testing import SHORT_S, START_S  # noqa: E402
+
+# For tests that are not about time, on machines that are busy with others.
+CALM = RedisConfig(command_timeout_s=SHORT_S, subscribe_timeout_s=SHORT_S)
 
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis(redis_url) as redis:
+    async with Redis(redis_url, CALM) as redis:
         yield redis
 
 

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -184,27 +185,78 @@ async def test_server_that_cannot_start_says_why(server: PrivateRedis) -> None:
     assert not broken.folder.exists()
 
 
-async def test_cancelled_start_leaves_nothing(
-    server: PrivateRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def held(folder: str) -> list[Path]:
+    return list(Path(folder).iterdir())
+
+
+async def test_cancelled_start_leaves_nothing(server: PrivateRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start given up half way stops the server it had launched."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(PrivateRedis, "wait_ready", lambda self, timeout_s: time.sleep(0.2))
-    redis = Redis("embedded://server", RedisConfig(embedded_start_s=5))
+    launched = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    def folders() -> list[Path]:
-        return list(tmp_path.iterdir())
+    def wait_ready(self: PrivateRedis, timeout_s: float) -> None:
+        loop.call_soon_threadsafe(launched.set)
+        time.sleep(0.1)
 
-    start = asyncio.create_task(redis.__aenter__())
-    await asyncio.sleep(0.05)
-    assert folders()
-    start.cancel()
-    await asyncio.gather(start, return_exceptions=True)
-    assert folders() == []
+    monkeypatch.setattr(PrivateRedis, "wait_ready", wait_ready)
+    # Short: under pytest-xdist tmp_path is too long for a socket, which then goes elsewhere.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        start = asyncio.create_task(Redis("embedded://server").__aenter__())
+        await launched.wait()
+        assert held(folder)
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+        assert held(folder) == []
+
+
+async def test_server_that_dies_is_started_again(
+    server: PrivateRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed under us: a log line, a subscriber told, and an empty server in its place, as private as the first."""
+    made: list[PrivateRedis] = []
+
+    class Seen(PrivateRedis):
+        def wait_ready(self, timeout_s: float) -> None:
+            super().wait_ready(timeout_s)
+            made.append(self)
+
+    monkeypatch.setattr(embedded, "PrivateRedis", Seen)
+    config = RedisConfig(breaker_open_s=0.05, pubsub_retry_max_s=0.1)
+    async with asyncio.timeout(START_S), Redis("embedded://server", config) as redis, redis.subscribe("c") as messages:
+        await redis.set("k", "v")
+        os.kill(made[0].pid, signal.SIGKILL)
+        assert (await anext(messages)).missed
+        assert await redis.get("k") is None
+        assert await redis.set("k", "again")
+        assert stat.S_IMODE(made[0].folder.stat().st_mode) == 0o700
+        folder = made[0].folder
+    assert "starting an empty one" in caplog.text
+    assert not folder.exists()
+
+
+async def test_memory_takes_as_many_calls_as_were_asked_for() -> None:
+    """fakeredis' own bound of 100 connections is not ours: 300 calls at once, each over its own, are answered."""
+    async with Redis("embedded://memory", RedisConfig(pool_size=300, merge_max=1)) as redis:
+        answers = await asyncio.gather(*(redis.call("ECHO", number) for number in range(300)))
+    assert answers == [b"%d" % number for number in range(300)]
+
+
+async def test_blocking_reads_do_not_spin_in_process() -> None:
+    """XREADGROUP with COUNT and BLOCK would return at once in process instead of waiting: it is refused."""
+    async with Redis("embedded://memory") as redis:
+        await redis.call("XGROUP", "CREATE", "s", "g", "$", "MKSTREAM")
+        with pytest.raises(ValueError, match="BLOCK"):
+            await redis.call("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "BLOCK", 1000, "STREAMS", "s", ">")
+        with pytest.raises(ValueError, match="TRACKING"):
+            await redis.call("CLIENT", "TRACKING", "ON")
+        assert await redis.call("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "STREAMS", "s", ">") in (None, [])
 
 
 PARENT = """
-import asyncio
+import asyncio, signal
+# A shell that runs tests in the background has SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from daydo_redis import Redis, embedded
 made = []
 class Seen(embedded.PrivateRedis):

@@ -30,7 +30,7 @@ def frozen(server: PrivateRedis) -> Iterator[PrivateRedis]:
 
 
 def count(redis: Redis, outcome: str) -> float:
-    return redis._outcomes[outcome].value
+    return redis._calls.outcomes[outcome].value
 
 
 async def answering(redis: Redis) -> None:
@@ -91,6 +91,21 @@ def breaker_gauge(redis: Redis) -> float:
     return family.cells[0].values[0]
 
 
+async def test_probe_goes_over_a_connection_of_its_own(server: PrivateRedis) -> None:
+    """When the breaker opens, idle connections of before are dropped: another server may be in charge by then."""
+    config = RedisConfig(breaker_failures=1, merge_max=1)
+    async with Redis(server.url, config, clock=ManualClock()) as redis:
+        await asyncio.gather(*(redis.get("k") for _ in range(4)))
+        assert len(redis._road._idle) == 4
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(RedisTimeout):
+                await redis.get("k")
+            assert redis._road._idle == []
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+
 async def test_cancelled_probe_leaves_its_place_to_the_next(frozen: PrivateRedis) -> None:
     """A caller that gives up while it carries the probe does not keep the breaker open for ever."""
     clock = ManualClock()
@@ -124,7 +139,7 @@ async def test_late_answer_is_not_given_to_the_next_caller(server: PrivateRedis)
 
 async def test_frozen_server_holds_nobody_in_the_queue(frozen: PrivateRedis) -> None:
     """Hundreds of calls through few slots end after one round of timeouts, because the breaker opens."""
-    config = RedisConfig(pool_size=5, pool_wait_s=5.0)
+    config = RedisConfig(pool_size=5, pool_wait_s=5.0, merge_max=1)
     async with Redis(frozen.url, config) as redis:
         began = time.perf_counter()
         outcomes = await asyncio.gather(*(redis.get("k") for _ in range(300)), return_exceptions=True)
@@ -136,7 +151,7 @@ async def test_frozen_server_holds_nobody_in_the_queue(frozen: PrivateRedis) -> 
 
 async def test_full_pool_waits_then_says_so(server: PrivateRedis) -> None:
     """A call that finds no slot waits pool_wait_s and is refused; the breaker does not blame Redis for it."""
-    config = RedisConfig(pool_size=1, pool_wait_s=0.02, command_timeout_s=5.0, breaker_failures=1)
+    config = RedisConfig(pool_size=1, pool_wait_s=0.02, command_timeout_s=5.0, breaker_failures=1, merge_max=1)
     async with Redis(server.url, config) as redis:
         os.kill(server.pid, signal.SIGSTOP)
         slow = asyncio.create_task(redis.get("k"))
@@ -148,9 +163,11 @@ async def test_full_pool_waits_then_says_so(server: PrivateRedis) -> None:
         assert await redis.get("k") is None
 
 
-async def test_cancelled_calls_leave_the_pool_whole(server: PrivateRedis) -> None:
-    """Calls cancelled while waiting, while sending and while reading give back what they held."""
-    async with Redis(server.url, RedisConfig(pool_size=3, pool_wait_s=SHORT_S)) as redis:
+@pytest.mark.parametrize("merge_max", [1, 4, 128])
+async def test_cancelled_calls_leave_the_pool_whole(server: PrivateRedis, merge_max: int) -> None:
+    """Calls cancelled while waiting, while sending and while reading give back what they held; the rest is answered."""
+    config = RedisConfig(pool_size=3, pool_wait_s=SHORT_S, merge_max=merge_max, breaker_failures=1)
+    async with Redis(server.url, config) as redis:
         for turn in range(60):
             calls = [asyncio.create_task(redis.call("ECHO", number)) for number in range(12)]
             for _ in range(turn % 12):
@@ -160,18 +177,18 @@ async def test_cancelled_calls_leave_the_pool_whole(server: PrivateRedis) -> Non
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             for number, outcome in enumerate(outcomes):
                 assert isinstance(outcome, asyncio.CancelledError) or outcome == b"%d" % number
-        assert redis._slots._value == 3
-        assert not redis._pool._in_use_connections
-        assert len(redis._pool._available_connections) <= 3
+        assert redis._calls.slots._value == 3
+        assert len(redis._road._idle) <= 3
+        assert redis._calls._under_way == 0
 
 
 async def test_woken_and_cancelled_waiter_passes_its_turn_on(server: PrivateRedis) -> None:
     """A waiter cancelled in the moment a slot is given to it does not take the slot with it."""
     async with Redis(server.url, RedisConfig(pool_size=1, pool_wait_s=SHORT_S)) as redis:
-        await redis._take_slot()
+        assert await redis._calls._take_slot()
         woken, next_one = asyncio.create_task(redis.get("k")), asyncio.create_task(redis.get("k"))
         await asyncio.sleep(0.01)
-        redis._slots.release()
+        redis._calls.slots.release()
         woken.cancel()
         async with asyncio.timeout(1):
             assert await next_one is None
@@ -299,7 +316,7 @@ async def test_read_only_server_is_a_failover(server: PrivateRedis) -> None:
         await redis.call("REPLICAOF", "127.0.0.1", 1)
         with pytest.raises(RedisUnavailable, match="failing over"):
             await redis.set("k", "w")
-        assert not any(connection.is_connected for connection in redis._pool._available_connections)
+        assert redis._road._idle == []
         await redis.call("REPLICAOF", "NO", "ONE")
         assert await redis.set("k", "w")
 
@@ -314,6 +331,15 @@ async def test_wrong_password_is_unavailable(server: PrivateRedis) -> None:
         assert "wr0ng" not in str(caught.value)
     async with Redis(f"{server.url}?password=right") as redis:
         assert await redis.get("k") is None
+
+
+async def test_unknown_database_is_the_calls_fault(server: PrivateRedis) -> None:
+    """A server that refuses SELECT has answered: its words come through and nothing is repeated."""
+    async with Redis(f"{server.url}?db=99", RedisConfig(breaker_failures=1)) as redis:
+        for _ in range(2):
+            with pytest.raises(RedisCommandFailed, match="DB index"):
+                await redis.get("k")
+        assert redis._calls._repeated.value == 0
 
 
 async def test_refused_ping_is_degraded(server: PrivateRedis) -> None:
@@ -355,6 +381,22 @@ async def test_patient_client_is_bounded_too(frozen: PrivateRedis) -> None:
     await client.aclose()
 
 
+@pytest.mark.parametrize("calls", [1, 5])
+async def test_impatient_client_is_a_timeout_too(server: PrivateRedis, calls: int) -> None:
+    """A client whose own timeout comes first: RedisTimeout, and no second attempt at a server that is silent."""
+    client = Client.from_url(server.url, socket_timeout=0.03, protocol=3)
+    async with Redis(client, RedisConfig(command_timeout_s=SHORT_S)) as redis:
+        await redis.set("k", "v")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            answers = await asyncio.gather(*(redis.get("k") for _ in range(calls)), return_exceptions=True)
+            assert [type(answer) for answer in answers] == [RedisTimeout] * calls
+            assert redis._calls._repeated.value == 0
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+    await client.aclose()
+
+
 async def test_leaving_waits_for_calls_under_way(server: PrivateRedis) -> None:
     """Exit lets a call finish and takes no new one."""
     redis = Redis(server.url, RedisConfig(command_timeout_s=SHORT_S))
@@ -365,3 +407,14 @@ async def test_leaving_waits_for_calls_under_way(server: PrivateRedis) -> None:
         await asyncio.sleep(0.01)
         asyncio.get_running_loop().call_later(0.05, os.kill, server.pid, signal.SIGCONT)
     assert await call == b"v"
+
+
+async def test_leaving_lets_nobody_hang(frozen: PrivateRedis) -> None:
+    """Merged callers still waiting when drain_s is over are told that their connection is lost."""
+    redis = Redis(frozen.url, RedisConfig(command_timeout_s=60, drain_s=0.05))
+    async with asyncio.timeout(SHORT_S):
+        async with redis:
+            calls = [asyncio.create_task(redis.get("k")) for _ in range(5)]
+            await asyncio.sleep(0.01)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(answer, RedisUnavailable) for answer in answers)

@@ -4,56 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis.exceptions as driver
-from redis.asyncio import ConnectionPool
-from redis.asyncio import Redis as Client
-from redis.asyncio.connection import AbstractConnection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import AbstractConnection
 
-from daydo_kernel import Clock, DaydoError, EventSink, Health, Metrics, Part
+from daydo_kernel import Clock, DaydoError, EventSink, Health, Metrics, Part, to_the_end
 
 from . import embedded
-from .breaker import Breaker
+from .call import Call
+from .calls import Calls
+from .commands import shareable
 from .config import RedisConfig
-from .deadline import Deadline
-from .errors import RedisCommandFailed, RedisTimeout, RedisUnavailable
+from .connect import Source, backend_of, road_to
+from .embedded import PrivateRedis
+from .errors import RedisCommandFailed
 from .pubsub import Message, PubSub
+from .roads import MemoryRoad, Road
 from .script import Script
+from .wire import Argument
 
-Argument = str | bytes | int | float
-
-_OUTCOMES = ("ok", "failed", "timeout", "unavailable", "refused", "cancelled")
-# What would leave its mark on a pooled connection, or hold one for as long as it likes.
-# fmt: off
-_NOT_ON_A_POOL = {
-    "ASKING", "AUTH", "BLMOVE", "BLMPOP", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZMPOP", "BZPOPMAX", "BZPOPMIN",
-    "DISCARD", "EXEC", "HELLO", "MONITOR", "MULTI", "PSUBSCRIBE", "PSYNC", "PUNSUBSCRIBE", "QUIT", "READONLY",
-    "READWRITE", "RESET", "SELECT", "SSUBSCRIBE", "SUBSCRIBE", "SUNSUBSCRIBE", "SYNC", "UNSUBSCRIBE", "UNWATCH",
-    "WAIT", "WAITAOF", "WATCH",
-}
-# fmt: on
-_DEPENDS_ON_OPTION = {"CLIENT": {"REPLY", "TRACKING", "CACHING"}, "XREAD": {"BLOCK"}, "XREADGROUP": {"BLOCK"}}
+log = logging.getLogger("daydo.redis")
 
 
 class Redis(Part):
     """One Redis, from a URL or around a client of yours (which stays yours: it is not closed).
 
-    URLs: ``redis://user:password@host:port/db``, ``rediss://…`` (TLS), ``unix:///path?db=0``, and the embedded
-    ones: ``embedded://`` (a private server if its program is found, else in process), ``embedded://server``,
-    ``embedded://memory``; ``embedded://memory/NAME`` is shared by everything in this process that says NAME.
-    Embedded data ends with the process.
+    URLs: ``redis://user:password@host:port/db``, ``rediss://…`` (TLS), ``unix:///path?db=0``;
+    ``redis+sentinel://user:password@host:26379,host2:26379/primary_name/db``, ``redis+cluster://host:port,host2:port``
+    and their ``rediss+…`` twins; and the embedded ones: ``embedded://`` (a private server if its program is found,
+    else in process), ``embedded://server``, ``embedded://memory``; ``embedded://memory/NAME`` is shared by
+    everything in this process that says NAME. Embedded data ends with the process.
 
     Starting needs no Redis: a service comes up while Redis is down, and its calls say so. While Redis is gone or
     frozen every call raises :class:`RedisUnavailable` or :class:`RedisTimeout` within ``command_timeout_s``, and
-    after ``breaker_failures`` of them at once, for ``breaker_open_s`` at a time. Nothing is repeated here: only
-    the caller knows whether that is safe.
+    after ``breaker_failures`` of them at once, for ``breaker_open_s`` at a time. Within that time a call is tried
+    again only if it was not carried out, or does no harm carried out twice.
+
+    Calls made in one turn of the event loop travel as one packet; each is answered as if it had been alone.
 
     ``clock`` is the breaker's, for tests. ``events`` is taken as by every noun; Redis has none to tell.
 
@@ -63,7 +55,7 @@ class Redis(Part):
 
     def __init__(
         self,
-        source: str | Client,
+        source: Source,
         config: RedisConfig = RedisConfig(),  # noqa: B008 (frozen)
         *,
         clock: Clock | None = None,
@@ -73,19 +65,12 @@ class Redis(Part):
         self._source = source
         self._config = config
         self._resources = AsyncExitStack()
-        self._backend = _check(source, config)
-        now_s = time.monotonic if clock is None else lambda: clock.now_us() / 1e6
-        self._breaker = Breaker(config.breaker_failures, config.breaker_open_s, now_s)
-
+        self._backend = backend_of(source, config)
         self.metrics = Metrics("daydo_redis")
-        commands = self.metrics.counter("commands_total", "Calls, by how they ended.", labels=("outcome",))
-        self._outcomes = {outcome: commands.cell(outcome) for outcome in _OUTCOMES}
-        seconds = self.metrics.histogram("command_seconds", "Time of one call, waiting for its slot included.")
-        self._seconds = seconds.cell()
-        is_open = self.metrics.gauge("breaker_open", "1 while calls are refused unsent.", merge="max")
-        is_open.cell().follow(lambda: float(self._breaker.is_open))
+        now_s = time.monotonic if clock is None else lambda: clock.now_us() / 1e6
+        self._calls = Calls(config, self.metrics, now_s)
         missed = self.metrics.counter("pubsub_missed_total", "Times a subscriber was told it may have missed messages.")
-        self._pubsub = PubSub(self._new_connection, self._spawn, config, missed.cell())
+        self._pubsub = PubSub(self._spare, self._spawn, config, missed.cell())
 
     @property
     def embedded(self) -> bool:
@@ -106,12 +91,11 @@ class Redis(Part):
             RedisCommandFailed: Redis answered with an error.
             ValueError: the command blocks, or would change the pooled connection that it happens to get.
         """
-        _check_pooled(command)
-        return await self._send(*command)
+        return await self._send(Call(*shareable(command)))
 
     async def get(self, key: str | bytes) -> bytes | None:
         """The value of ``key``, or None. Redis gone: raises; a cache treats that as a miss."""
-        value: bytes | None = await self._send("GET", key)
+        value: bytes | None = await self._send(Call("GET", key, key=key, repeatable=True))
         return value
 
     async def set(
@@ -129,7 +113,7 @@ class Redis(Part):
             command += ["PX", max(1, round(ttl_s * 1000))]
         if only_new:
             command.append("NX")
-        return await self._send(*command) is not None
+        return await self._send(Call(*command, key=key, repeatable=False)) is not None
 
     async def take(self, key: str | bytes) -> bytes | None:
         """Read and remove in one step: of several callers exactly one gets the value (GETDEL, Redis 6.2).
@@ -137,26 +121,35 @@ class Redis(Part):
         Redis gone: raises; after :class:`RedisTimeout` the value may be gone too. What is taken once, like a
         ticket, fails closed.
         """
-        value: bytes | None = await self._send("GETDEL", key)
+        value: bytes | None = await self._send(Call("GETDEL", key, key=key, repeatable=False))
         return value
 
     async def delete(self, *keys: str | bytes) -> int:
-        """Remove ``keys``; how many of them existed. Redis gone: raises, and they may or may not be there."""
+        """Remove ``keys``; how many of them existed. On a cluster not all in the same instant.
+
+        Redis gone: raises, and they may or may not be there.
+        """
         if not keys:
             return 0
-        removed: int = await self._send("DEL", *keys)
+        if self._backend == "cluster" and len(keys) > 1:
+            return sum(await asyncio.gather(*map(self.delete, keys)))
+        removed: int = await self._send(Call("DEL", *keys, key=keys[0], repeatable=False))
         return removed
 
-    def script(self, lua: str) -> Script:
-        """A Lua script to call again and again; no I/O yet, so make it once, next to what uses it."""
-        return Script(self, lua)
+    def script(self, lua: str, *, idempotent: bool = False) -> Script:
+        """A Lua script to call again and again; no I/O yet, so make it once, next to what uses it.
+
+        ``idempotent`` is your word that running it twice does no more than running it once; then it runs again when
+        its answer was lost with the connection.
+        """
+        return Script(self._run_script, lua, idempotent=idempotent)
 
     async def publish(self, channel: str, payload: bytes) -> int:
         """Send to those who listen right now; how many server connections that were.
 
         Redis gone: raises, and nobody hears it. Subscribers that are reconnecting miss it and are told so.
         """
-        listeners: int = await self._send("PUBLISH", channel, payload)
+        listeners: int = await self._send(Call("PUBLISH", channel, payload, repeatable=False))
         return listeners
 
     def subscribe(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
@@ -181,7 +174,7 @@ class Redis(Part):
         """
         began = time.perf_counter()
         try:
-            await self._send("PING")
+            await self._send(Call("PING", repeatable=True))
         except DaydoError as error:
             return Health(
                 status="degraded" if isinstance(error, RedisCommandFailed) else "down",
@@ -190,197 +183,68 @@ class Redis(Part):
         latency_ms = (time.perf_counter() - began) * 1000
         return Health(detail={"backend": self._backend, "latency_ms": round(latency_ms, 3)})
 
-    # -- one call, from slot to outcome --------------------------------------------------------------------------
-
-    async def _send(self, *command: Argument, if_unknown_script: tuple[Argument, ...] = ()) -> Any:
-        self._require_started()
-        began = time.perf_counter()
-        outcome = "cancelled"
-        try:
-            await self._take_slot()
-            try:
-                wait_s = self._breaker.admit()
-                if wait_s:
-                    outcome = "refused"
-                    raise RedisUnavailable(reason="breaker open", retry_after_s=wait_s)
-                answer = await self._attempt(command, if_unknown_script)
-            finally:
-                self._slots.release()
-            outcome = "ok"
-            return answer
-        except RedisCommandFailed:
-            outcome = "failed"
-            raise
-        except RedisTimeout:
-            outcome = "timeout"
-            raise
-        except RedisUnavailable:
-            outcome = "unavailable" if outcome != "refused" else outcome
-            raise
-        finally:
-            self._outcomes[outcome].inc()
-            self._seconds.observe(time.perf_counter() - began)
-
-    async def _take_slot(self) -> None:
-        # Not the driver's BlockingConnectionPool: a waiter cancelled in the moment it is woken takes the wake-up
-        # with it (asyncio.Condition before Python 3.13), and the next one times out beside a free connection.
-        if not self._slots.locked():
-            await self._slots.acquire()
-            return
-        try:
-            async with asyncio.timeout(self._config.pool_wait_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise RedisUnavailable(reason="pool exhausted", retry_after_s=self._config.pool_wait_s) from None
-
-    async def _attempt(self, command: tuple[Argument, ...], if_unknown_script: tuple[Argument, ...]) -> Any:
-        answered: bool | None = None
-        try:
-            async with Deadline(self._config.command_timeout_s):
-                try:
-                    answer = await self._execute(*command)
-                except driver.NoScriptError:
-                    if not if_unknown_script:
-                        raise
-                    answer = await self._execute(*if_unknown_script)
-            answered = True
-        except (TimeoutError, driver.TimeoutError) as error:
-            answered = False
-            raise RedisTimeout(timeout_s=self._config.command_timeout_s) from error
-        except driver.MaxConnectionsError as error:
-            raise RedisUnavailable(reason="pool exhausted") from error
-        except (driver.ConnectionError, OSError) as error:
-            answered = False
-            raise RedisUnavailable(reason=_reason(error)) from error
-        except (driver.ReadOnlyError, driver.ClusterDownError, driver.TryAgainError) as error:
-            # Our connections lead to a server that was demoted; new ones find the one in charge.
-            answered = True
-            await self._drop_idle_connections()
-            raise RedisUnavailable(reason="failing over") from error
-        except driver.RedisError as error:
-            answered = True
-            raise RedisCommandFailed(command=_text(command[0]), reason=str(error)) from error
-        finally:
-            self._breaker.report(answered)
-        return answer
-
-    async def _execute(self, *command: Argument) -> Any:
-        if self._backend == "memory":
-            # Below older drivers fakeredis answers without ever giving way: a loop of calls starves all others.
-            await asyncio.sleep(0)
-        # The name goes as bytes: the driver then leaves the answer as it came instead of converting it in ways
-        # that differ between its versions. NEVER_DECODE: bytes also from a client with decode_responses.
-        name, *arguments = command
-        name = name.encode() if isinstance(name, str) else name
-        return await self._execute_command(name, *arguments, NEVER_DECODE=True)
-
-    async def _drop_idle_connections(self) -> None:
-        with contextlib.suppress(driver.RedisError, OSError):
-            async with asyncio.timeout(self._config.command_timeout_s):
-                await self._pool.disconnect(inuse_connections=False)
-
     # -- life ----------------------------------------------------------------------------------------------------
 
+    def _send(self, call: Call) -> Awaitable[Any]:
+        self._require_started()
+        return self._calls.answer(call)
+
+    async def _run_script(
+        self, lua: str, sha: str, keys: Sequence[str | bytes], args: Sequence[Argument], repeatable: bool
+    ) -> Any:
+        words = ("EVALSHA", sha, len(keys), *keys, *args)
+        return await self._send(Call(*words, key=keys[0] if keys else None, lua=lua, repeatable=repeatable))
+
+    def _spare(self) -> AbstractConnection:
+        return self._road.spare()
+
     async def _start(self) -> None:
-        self._slots = asyncio.Semaphore(self._config.pool_size)
-        client = self._source if not isinstance(self._source, str) else await self._open(self._source)
-        self._pool: ConnectionPool = client.connection_pool
-        self._execute_command: Callable[..., Awaitable[Any]] = client.execute_command
+        self._road = await self._open()
+        self._calls.open(self._road, self._spawn)
 
-    async def _open(self, url: str) -> Client:
-        """A client of our own, in ``_resources`` with all it stands on."""
+    async def _open(self) -> Road:
+        """The road, and in ``_resources`` all it stands on."""
         if self._backend == "memory":
-            client = embedded.memory_client(url, self._config.pool_size)
+            client: Any = embedded.memory_client(str(self._source), self._config.pool_size)
+            road: Road = MemoryRoad(client.connection_pool.make_connection)
             # fakeredis forgets an expired key only when somebody comes across it; DBSIZE comes across all of them.
-            self._repeat(embedded.SWEEP_S, lambda: self._execute_command("DBSIZE"), "sweep")
-        elif self._backend == "server":
-            server = embedded.PrivateRedis()
-            self._resources.push_async_callback(asyncio.to_thread, server.stop)
-            await asyncio.to_thread(server.wait_ready, self._config.embedded_start_s)
-            client = Client(connection_pool=_own_pool(server.url, self._config))
+            self._repeat(embedded.SWEEP_S, lambda: client.execute_command("DBSIZE"), "sweep")
+            clients = [client]
         else:
-            client = Client(connection_pool=_own_pool(url, self._config))
-        self._resources.push_async_callback(self._close_client, client)
-        return client
+            url = self._source if self._backend != "server" else await self._start_server()
+            road, clients = road_to(url, self._config, self._spawn)
+        for client in clients:
+            self._resources.push_async_callback(self._close_in_time, client.aclose, close_connection_pool=True)
+        self._resources.push_async_callback(self._close_in_time, road.aclose)
+        return road
 
-    async def _close_client(self, client: Client) -> None:
+    async def _start_server(self) -> str:
+        server = embedded.PrivateRedis()
+        self._resources.push_async_callback(asyncio.to_thread, server.stop)
+        await asyncio.to_thread(server.wait_ready, self._config.embedded_start_s)
+        self._repeat(embedded.WATCH_S, lambda: self._revive(server), "embedded server")
+        return server.url
+
+    async def _revive(self, server: PrivateRedis) -> None:
+        if server.alive:
+            return
+        log.warning("the private Redis has ended, and its data with it; starting an empty one")
+        try:
+            # To the end: leaving meanwhile must find the new server, to stop it.
+            await to_the_end(asyncio.to_thread(server.start_again, self._config.embedded_start_s))
+        except Exception:
+            await asyncio.sleep(self._config.embedded_start_s)
+            raise
+
+    async def _close_in_time(self, close: Callable[..., Awaitable[None]], **options: bool) -> None:
         # A frozen server does not say goodbye either (TLS waits for it).
-        with contextlib.suppress(driver.RedisError, OSError):
+        with contextlib.suppress(driver.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(self._config.command_timeout_s):
-                await client.aclose(close_connection_pool=True)
-
-    def _new_connection(self) -> AbstractConnection:
-        make: Callable[[], AbstractConnection] = self._pool.make_connection
-        return make()
+                await close(**options)
 
     async def _drain(self) -> None:
         self._pubsub.finish()
-        for _ in range(self._config.pool_size):
-            await self._slots.acquire()
+        await self._calls.drained()
 
     async def _close(self) -> None:
         await self._resources.aclose()
-
-
-def _check(source: str | Client, config: RedisConfig) -> str:
-    """What stands behind ``source``: ``memory``, ``server``, ``url`` or ``client``."""
-    if isinstance(source, Client):
-        return "client"
-    if not isinstance(source, str):
-        raise TypeError(f"Redis takes a URL or a redis.asyncio.Redis, not {type(source).__name__}")
-    if source.startswith(embedded.SCHEME):
-        return embedded.choose(source)
-    try:
-        # Connects nothing, but knows every option.
-        make: Callable[[], object] = _own_pool(source, config).make_connection
-        make()
-    except TypeError as error:
-        raise ValueError(f"Redis URL: {error}") from None
-    database = urlsplit(source).path.strip("/")
-    if not source.startswith("unix:") and database and not database.isdecimal():
-        raise ValueError(f"Redis URL: the path is the number of a database, not {database!r}")
-    return "url"
-
-
-def _own_pool(url: str, config: RedisConfig) -> ConnectionPool:
-    """Connections that leave time, number and repetition to us."""
-    options: dict[str, Any] = {
-        **parse_url(url),
-        "max_connections": config.pool_size,
-        "socket_connect_timeout": None,
-        "socket_timeout": None,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-    }
-    return ConnectionPool(**options)
-
-
-def _check_pooled(command: tuple[Argument, ...]) -> None:
-    # The driver splits a first argument like "CLIENT REPLY"; values behind it may be long and stay untouched.
-    words = _text(command[0]).upper().split() if command else []
-    if not words:
-        raise ValueError("call takes a command and its arguments")
-    name, *rest = words
-    rest += [_text(word).upper() for word in command[1:]] if name in _DEPENDS_ON_OPTION else []
-    options = _DEPENDS_ON_OPTION.get(name, set()).intersection(rest)
-    if options or name in _NOT_ON_A_POOL:
-        raise ValueError(
-            f"{' '.join([name, *options])} needs a connection of its own, calls share theirs: "
-            "use subscribe, a script, or a redis.asyncio.Redis of yours"
-        )
-
-
-def _reason(error: BaseException) -> str:
-    """One of three phrases: the driver's own texts name hosts and users, and these reach clients."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, driver.AuthenticationError | driver.AuthorizationError):
-            return "authentication failed"
-        if isinstance(link, driver.BusyLoadingError):
-            return "loading"
-        link = link.__cause__
-    return "connection lost"
-
-
-def _text(word: Argument) -> str:
-    return word.decode(errors="replace") if isinstance(word, bytes) else str(word)

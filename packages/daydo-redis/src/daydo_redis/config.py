@@ -23,6 +23,11 @@ class RedisConfig(Config, frozen=True, kw_only=True):
         pool_wait_s: how long a call waits for its slot before ``RedisUnavailable``.
         breaker_failures: this many calls in a row without an answer open the breaker.
         breaker_open_s: how long calls are then refused at once, before one probe may go out.
+        merge_max: calls made in one turn of the event loop that travel as one packet; 1 sends each alone.
+        merge_max_bytes: size of such a packet; a call larger than that goes alone.
+        retries: how often a call is tried again that was not carried out, or may be carried out twice. All of it
+            within ``command_timeout_s``.
+        retry_pause_s: longest pause before the first of them; doubles each time, and its length is random.
         pubsub_queue: messages kept for a subscriber that is behind; older ones are dropped and reported as missed.
         pubsub_ping_s: silence after which the pub/sub connection is asked for a sign of life; as long again
             without one and it counts as lost.
@@ -37,6 +42,10 @@ class RedisConfig(Config, frozen=True, kw_only=True):
     pool_wait_s: Seconds = 0.5
     breaker_failures: Count = 3
     breaker_open_s: Seconds = 1.0
+    merge_max: Count = 128
+    merge_max_bytes: Annotated[int, Meta(ge=1, le=100_000_000)] = 262_144
+    retries: Annotated[int, Meta(ge=0, le=10)] = 2
+    retry_pause_s: Annotated[float, Meta(gt=0, le=60)] = 0.01
     pubsub_queue: Count = 1_000
     pubsub_ping_s: Seconds = 2.0
     pubsub_retry_max_s: Seconds = 1.0

@@ -24,6 +24,7 @@ from daydo_kernel import watchdog
 
 SCHEME = "embedded://"
 SWEEP_S = 1.0
+WATCH_S = 0.1  # how soon the end of a private server is noticed
 _SOCKET_PATH_MAX = 100
 # Debian's redis-tools brings no redis-server, but its redis-check-rdb is the same program under another name.
 _PROGRAMS = (
@@ -73,7 +74,7 @@ class PrivateRedis:
                 "no redis-server or valkey-server found; install one (Debian: apt install redis-server or "
                 "redis-tools) or use embedded://memory"
             )
-        program, argv0 = found
+        program, self._argv0 = found
         folder = _private_folder()
         self._socket = folder / "redis.sock"
         self._pid_file = folder / "redis.pid"
@@ -89,13 +90,22 @@ class PrivateRedis:
             "--daemonize": "no",
         }
         words = [word for setting in settings.items() for word in setting]
-        self._process = watchdog.PrivateServer([program, *words, *arguments], folder, argv0)
+        self._command = [program, *words, *arguments]
+        self._launch(folder)
+
+    def _launch(self, folder: Path) -> None:
+        self._process = watchdog.PrivateServer(self._command, folder, self._argv0)
         # Opened now: the watchdog removes the folder, and with it the reason why a server ended.
         self._log = self._process.log.open(errors="replace")
 
     @property
     def folder(self) -> Path:
         return self._process.folder
+
+    @property
+    def alive(self) -> bool:
+        """False once the server has ended and its folder is gone."""
+        return self._process.alive
 
     @property
     def pid(self) -> int:
@@ -113,6 +123,19 @@ class PrivateRedis:
             if not self._process.alive or time.monotonic() > until_s:
                 raise RuntimeError(f"the private Redis did not come up: {self._log.read()[-1000:].strip()}")
             time.sleep(0.01)
+
+    def start_again(self, timeout_s: float) -> None:
+        """After its end: an empty server in the same place. Blocks until it answers.
+
+        Raises:
+            OSError: the place is taken.
+            RuntimeError: as :meth:`wait_ready`.
+        """
+        folder = self.folder
+        self.stop()
+        folder.mkdir(mode=0o700)  # and never one that somebody else has put there meanwhile
+        self._launch(folder)
+        self.wait_ready(timeout_s)
 
     def stop(self) -> None:
         """Block until server and folder are gone."""

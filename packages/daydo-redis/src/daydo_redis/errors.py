@@ -19,8 +19,8 @@ class RedisUnavailable(
 ):
     """No connection, a lost one, a server that is loading or demoted, an open breaker, or no free slot.
 
-    With ``reason`` ``connection lost`` the command may have been carried out; with ``breaker open`` and
-    ``pool exhausted`` it was never sent.
+    With ``reason`` ``connection lost`` the command may have been carried out; with ``breaker open``,
+    ``pool exhausted`` and ``failing over`` it was not.
     """
 
     reason: str

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from .client import Argument, Redis
+from .wire import Argument
 
 
 class Script:
     """``await script(keys=[…], args=[…])``; made by :meth:`daydo_redis.Redis.script`.
 
-    Runs by EVALSHA. A server that does not know the script (first use, SCRIPT FLUSH, a restart, a failover)
-    answers NOSCRIPT before doing anything; the call then sends the text by EVAL, which also stores it.
+    The first call sends the text, by EVAL, which the server keeps; the others name it by its hash. A server that has
+    forgotten it (SCRIPT FLUSH, a restart, a failover) answers NOSCRIPT before doing anything, and is sent the text
+    again; only then does a call arrive after those that were made behind it in the same turn.
     """
 
-    def __init__(self, redis: Redis, lua: str) -> None:
-        self._redis = redis
+    def __init__(self, run: Callable[..., Awaitable[Any]], lua: str, *, idempotent: bool) -> None:
+        self._run = run
         self._lua = lua
+        self._idempotent = idempotent
         self.sha = hashlib.sha1(lua.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, *, keys: Sequence[str | bytes] = (), args: Sequence[Argument] = ()) -> Any:
         """Run the script; its answer comes as Redis sends it: int, bytes, None or a list of these.
 
+        On a cluster all ``keys`` must share a slot, which one key always does.
+
         Redis gone: ``RedisUnavailable``, or ``RedisTimeout`` when it may have run. An error inside the script:
         ``RedisCommandFailed``; what it had written by then stays written.
         """
-        rest = (len(keys), *keys, *args)
-        return await self._redis._send("EVALSHA", self.sha, *rest, if_unknown_script=("EVAL", self._lua, *rest))
+        return await self._run(self._lua, self.sha, keys, args, self._idempotent)

@@ -1,183 +1,17 @@
-"""For tests, ours and yours: a pytest plugin, and the conformance suite of every back end.
-
-``pytest -p daydo_redis.testing`` (or ``pytest_plugins`` in the top conftest.py) gives the fixture ``redis_url``.
-A test that asks for it runs once per back end:
-
-- ``memory``: fakeredis in this process;
-- ``server``: a private server, started before the header is printed, gone with pytest however that ends;
-- ``given``: the server of ``DAYDO_TEST_REDIS_URL``, if set.
-
-Each test finds it empty. On a given server only one scratch database is ever touched, by FLUSHDB: the one its URL
-names (``…/9``), or, if the URL names none or 0, the highest of 15 to 1 that is empty when the session starts. One
-that holds keys at that moment is not ours and ends the session.
-
-``--embedded`` leaves ``memory`` alone. Otherwise a back end that is missing ends the session with the remedy;
-nothing is skipped in silence. A given server takes the place of a private one where no program for that is found.
-"""
+"""What every back end does alike, and how to wait for it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-import os
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable
 
-import msgspec
 import pytest
-import redis as driver
 
-from daydo_kernel import new_id
-
-from . import embedded
-from .client import Redis
-from .config import RedisConfig
-from .errors import RedisCommandFailed
-from .pubsub import Message
-
-GIVEN_URL = "DAYDO_TEST_REDIS_URL"
-START_S = 10.0
-_SERVER = pytest.StashKey[embedded.PrivateRedis]()
-
-
-class Backend(msgspec.Struct, frozen=True):
-    """One server under test: ``title`` for the header, and how to get an empty database on it."""
-
-    title: str
-    url: str
-    empty: Callable[[], object] | None = None
-
-
-_BACKENDS = pytest.StashKey[dict[str, Backend]]()
-
-# -- the plugin ------------------------------------------------------------------------------------------------------
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    # daydo_db.testing may have been here first; it means the same.
-    with contextlib.suppress(ValueError):
-        parser.addoption(
-            "--embedded", action="store_true", help="test on the embedded back ends alone (SQLite, Redis in process)"
-        )
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_configure(config: pytest.Config) -> None:
-    alone = config.getoption("--embedded")
-    backends = {"memory": _memory()}
-    if not alone and (given := os.environ.get(GIVEN_URL)):
-        backends["given"] = _given(given)
-    if not alone and embedded.find_program() is not None:
-        config.stash[_SERVER] = server = embedded.PrivateRedis()
-        try:
-            server.wait_ready(START_S)
-        except RuntimeError as error:
-            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-        backends["server"] = _private(server)
-    if not alone and len(backends) == 1:
-        pytest.exit(
-            "no Redis to test on: install redis-server or valkey-server (Debian: apt install redis-tools), set "
-            f"{GIVEN_URL}, or run with --embedded",
-            returncode=pytest.ExitCode.USAGE_ERROR,
-        )
-    config.stash[_BACKENDS] = backends
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    server = config.stash.get(_SERVER, None)
-    if server is not None:
-        server.stop()
-
-
-def pytest_report_header(config: pytest.Config) -> str:
-    return "redis: " + ", ".join(f"{name} ({it.title})" for name, it in config.stash[_BACKENDS].items())
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "redis_url" in metafunc.fixturenames:
-        backends: dict[str, Backend] = metafunc.config.stash[_BACKENDS]
-        metafunc.parametrize("redis_url", list(backends), indirect=True)
-
-
-@pytest.fixture(scope="session")
-def redis_server_url(pytestconfig: pytest.Config) -> str | None:
-    """The URL of a real Redis, for processes that share one; None in a run with ``--embedded``."""
-    return next((it.url for it in pytestconfig.stash[_BACKENDS].values() if it.empty is not None), None)
-
-
-@pytest.fixture
-def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of an empty Redis, once per back end."""
-    backend = request.config.stash[_BACKENDS][request.param]
-    if backend.empty is None:
-        url = f"{backend.url}/{new_id('test')}"
-        yield url
-        embedded.forget_memory(url)
-    else:
-        backend.empty()
-        yield backend.url
-        backend.empty()
-
-
-def _memory() -> Backend:
-    if not embedded.has_memory():
-        pytest.exit(
-            "redis in process needs fakeredis with Lua: pip install 'daydo-redis[embedded]'",
-            returncode=pytest.ExitCode.USAGE_ERROR,
-        )
-    import fakeredis  # noqa: PLC0415 (an extra)
-
-    return Backend(f"fakeredis {fakeredis.__version__}", f"{embedded.SCHEME}memory")
-
-
-def _private(server: embedded.PrivateRedis) -> Backend:
-    client = driver.Redis.from_url(server.url)
-    return Backend(f"{_version(client)}, private", server.url, client.flushall)
-
-
-def _given(url: str) -> Backend:
-    try:
-        database, client = _scratch(url)
-    except (driver.RedisError, ValueError) as error:
-        pytest.exit(f"{GIVEN_URL} was asked for: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
-    return Backend(
-        f"{_version(client)}, {GIVEN_URL}, database {database}", _with_database(url, database), client.flushdb
-    )
-
-
-def _scratch(url: str) -> tuple[int, driver.Redis]:
-    named = _database(url)
-    for database in (named,) if named else range(15, 0, -1):
-        client = driver.Redis.from_url(_with_database(url, database), socket_timeout=5, socket_connect_timeout=5)
-        if client.dbsize() == 0:
-            return database, client
-        client.close()
-    wanted = f"database {named} holds" if named else "databases 1 to 15 all hold"
-    raise ValueError(f"{wanted} keys; name an empty one in the path of the URL, or FLUSHDB one that may be lost")
-
-
-def _database(url: str) -> int:
-    parts = urlsplit(url)
-    queried = [word.removeprefix("db=") for word in parts.query.split("&") if word.startswith("db=")]
-    return int((queried or [""])[0] or (parts.path.strip("/") if parts.scheme != "unix" else "") or 0)
-
-
-def _with_database(url: str, database: int) -> str:
-    base, _, query = url.partition("?")
-    words = [word for word in query.split("&") if word and not word.startswith("db=")]
-    return f"{base}?{'&'.join([*words, f'db={database}'])}"
-
-
-def _version(client: driver.Redis) -> str:
-    info: Any = client.info("server")
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis {info['redis_version']}"
-
-
-# -- the suite -------------------------------------------------------------------------------------------------------
+from daydo_redis.client import Redis
+from daydo_redis.config import RedisConfig
+from daydo_redis.errors import RedisCommandFailed
+from daydo_redis.pubsub import Message
 
 SHORT_S = 5.0  # for what should come at once: generous, because only a failure waits that long
 
@@ -193,8 +27,11 @@ async def eventually(condition: Callable[[], Awaitable[bool] | bool], within_s: 
     raise AssertionError(f"not so within {within_s} s: {condition}")
 
 
-class RedisConformance:
-    """What every back end does alike. Subclass it where a fixture ``redis`` gives an entered ``Redis``."""
+class RoutedConformance:
+    """What also holds where servers change: behind sentinels, on a cluster.
+
+    Subclass it where a fixture ``redis`` gives an entered ``Redis`` that is empty.
+    """
 
     async def test_value_is_kept_as_bytes(self, redis: Redis) -> None:
         """Text, numbers and bytes go in; bytes come out, every one of them unchanged."""
@@ -230,13 +67,6 @@ class RedisConformance:
         with pytest.raises(ValueError, match="delete"):
             await redis.set("k", "v", ttl_s=0)
 
-    async def test_expired_key_is_gone(self, redis: Redis) -> None:
-        """After its lifetime a key can be set anew with only_new."""
-        await redis.set("k", "old", ttl_s=0.001)
-        await asyncio.sleep(0.01)
-        assert await redis.get("k") is None
-        assert await redis.set("k", "new", only_new=True) is True
-
     async def test_take_gives_to_one(self, redis: Redis) -> None:
         """Of twenty callers that take one ticket exactly one gets it."""
         await redis.set("ticket", "u_7")
@@ -269,6 +99,89 @@ class RedisConformance:
             await redis.call("NOSUCHCOMMAND")
         assert await redis.call("LLEN", "list") == 1
 
+    async def test_script_reads_keys_and_args(self, redis: Redis) -> None:
+        """KEYS and ARGV arrive as sent, and what the script returns comes back."""
+        script = redis.script("redis.call('SET', KEYS[1], ARGV[1]); return {KEYS[1], ARGV[1], 7, false}")
+        assert await script(keys=["k"], args=[b"\xff\x00"]) == [b"k", b"\xff\x00", 7, None]
+        assert await redis.get("k") == b"\xff\x00"
+
+    async def test_failing_script_is_command_failed(self, redis: Redis) -> None:
+        """An error raised in Lua carries its words."""
+        script = redis.script("return redis.error_reply('TOO MANY')")
+        with pytest.raises(RedisCommandFailed, match="TOO MANY"):
+            await script()
+
+    async def test_health_is_ok(self, redis: Redis) -> None:
+        """A living server is ok and says how long it took."""
+        health = await redis.health()
+        assert health.status == "ok"
+        assert health.detail["latency_ms"]
+
+    async def test_calls_of_one_turn_get_their_own_answers(self, redis: Redis) -> None:
+        """A hundred calls of every kind, made at once: each gets what it would get alone, errors included."""
+        await redis.set("text", "v")
+        await redis.call("RPUSH", "list", "x")
+        double, fail = redis.script("return ARGV[1] * 2"), redis.script("return redis.error_reply('TOO MANY')")
+        calls = [
+            call
+            for number in range(20)
+            for call in (
+                redis.get("text"),
+                redis.get(f"absent {number}"),
+                redis.get("list"),
+                double(keys=[f"k{number}"], args=[number]),
+                fail(keys=[f"k{number}"]),
+                redis.set(f"k{number}", number),
+            )
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for number in range(20):
+            text, absent, wrong_type, doubled, failed, stored = answers[6 * number : 6 * number + 6]
+            assert (text, absent, doubled, stored) == (b"v", None, 2 * number, True)
+            assert isinstance(wrong_type, RedisCommandFailed)
+            assert "WRONGTYPE" in str(wrong_type)
+            assert isinstance(failed, RedisCommandFailed)
+            assert "TOO MANY" in str(failed)
+        stored_keys = [f"k{number}" for number in range(20)]
+        assert await asyncio.gather(*map(redis.get, stored_keys)) == [b"%d" % number for number in range(20)]
+
+    async def test_calls_made_in_order_arrive_in_order(self, redis: Redis) -> None:
+        """Calls to one key made in one turn are carried out in the order in which they were made."""
+        pushes = [redis.call("RPUSH", "list", number) for number in range(50)]
+        assert await asyncio.gather(*pushes) == list(range(1, 51))
+        assert await redis.call("LRANGE", "list", 0, -1) == [b"%d" % number for number in range(50)]
+
+    async def test_who_gives_up_takes_nobody_along(self, redis: Redis) -> None:
+        """Every third of sixty merged callers is cancelled: the others get their answers."""
+        await redis.set("k", "v")
+        tasks = [asyncio.create_task(redis.get("k")) for _ in range(60)]
+        await asyncio.sleep(0)
+        for task in tasks[::3]:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::3])
+        assert answers[1::3] == answers[2::3] == [b"v"] * 20
+
+    async def test_large_values_among_small_ones(self, redis: Redis) -> None:
+        """Values beyond any buffer, with line ends inside, come back whole beside small and empty ones."""
+        values = [b"", b"\r\n", b"$3\r\nabc\r\n" * 50_000, b"x", bytes(300_000)]
+        await asyncio.gather(*(redis.set(f"k{number}", value) for number, value in enumerate(values)))
+        assert await asyncio.gather(*(redis.get(f"k{number}") for number in range(5))) == values
+
+    async def test_subscriber_hears_others(self, redis: Redis) -> None:
+        """What is published after entry arrives, from wherever it was published."""
+        async with asyncio.timeout(SHORT_S), redis.subscribe("c") as messages:
+            for number in range(10):
+                await redis.publish("c", b"%d" % number)
+                assert await anext(messages) == Message("c", b"%d" % number)
+
+
+class RedisConformance(RoutedConformance):
+    """What every single server does alike, real or in process.
+
+    Subclass it where a fixture ``redis`` gives an entered ``Redis``, and ``redis_url`` its URL.
+    """
+
     @pytest.mark.parametrize(
         "command",
         [
@@ -289,11 +202,12 @@ class RedisConformance:
         with pytest.raises(ValueError, match="connection of its own"):
             await redis.call(*command)
 
-    async def test_script_reads_keys_and_args(self, redis: Redis) -> None:
-        """KEYS and ARGV arrive as sent, and what the script returns comes back."""
-        script = redis.script("redis.call('SET', KEYS[1], ARGV[1]); return {KEYS[1], ARGV[1], 7, false}")
-        assert await script(keys=["k"], args=[b"\xff\x00"]) == [b"k", b"\xff\x00", 7, None]
-        assert await redis.get("k") == b"\xff\x00"
+    async def test_expired_key_is_gone(self, redis: Redis) -> None:
+        """After its lifetime a key can be set anew with only_new."""
+        await redis.set("k", "old", ttl_s=0.001)
+        await asyncio.sleep(0.01)
+        assert await redis.get("k") is None
+        assert await redis.set("k", "new", only_new=True) is True
 
     async def test_script_survives_a_flush(self, redis: Redis) -> None:
         """A server that has forgotten the script is told it again, and the script runs once."""
@@ -303,12 +217,6 @@ class RedisConformance:
         assert await count(keys=["n"]) == 2
         assert await redis.call("SCRIPT", "EXISTS", count.sha) == [1]
         assert await count(keys=["n"]) == 3
-
-    async def test_failing_script_is_command_failed(self, redis: Redis) -> None:
-        """An error raised in Lua carries its words."""
-        script = redis.script("return redis.error_reply('TOO MANY')")
-        with pytest.raises(RedisCommandFailed, match="TOO MANY"):
-            await script()
 
     async def test_subscriber_hears_everything_in_order(self, redis: Redis) -> None:
         """Once inside the block, all that is published on its channels arrives, and nothing else."""
@@ -379,9 +287,3 @@ class RedisConformance:
         async with Redis(redis_url, RedisConfig(pool_size=2, pool_wait_s=SHORT_S)) as redis:
             answers = await asyncio.gather(*(redis.call("ECHO", number) for number in range(300)))
         assert answers == [b"%d" % number for number in range(300)]
-
-    async def test_health_is_ok(self, redis: Redis) -> None:
-        """A living server is ok and says how long it took."""
-        health = await redis.health()
-        assert health.status == "ok"
-        assert health.detail["latency_ms"]
