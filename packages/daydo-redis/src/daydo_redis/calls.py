@@ -182,7 +182,7 @@ class Calls:
         return answered
 
     def _by_place(self, calls: list[Call]) -> Iterable[tuple[str | None, list[Call]]]:
-        if len(calls) == 1:
+        if len(calls) == 1 or not self._road.several:
             return ((self._road.place(calls[0]), calls),)
         groups: dict[str | None, list[Call]] = {}
         for call in calls:

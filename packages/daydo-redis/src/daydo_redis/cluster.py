@@ -34,6 +34,8 @@ LOOK_PAUSE_S = 0.2  # between two readings of the map, which cost some milliseco
 class ClusterRoad:
     """To whoever serves the key. ``spawn`` runs a task of the noun; ``ours``: the client is closed with it."""
 
+    several = True
+
     def __init__(
         self,
         cluster: RedisCluster,

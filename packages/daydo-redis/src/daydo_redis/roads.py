@@ -25,6 +25,8 @@ Make = Callable[[], AbstractConnection]
 class Road(Protocol):
     """What :class:`daydo_redis.calls.Calls` needs to know of a server, or of several."""
 
+    several: bool  # servers; with one, every call has the same place
+
     async def ready(self) -> None:
         """Wait until :meth:`place` knows its way; raises like :meth:`take`."""
 
@@ -55,6 +57,8 @@ class Road(Protocol):
 
 class OwnRoad:
     """To one server, over connections of our own; ``make`` makes one, and finds the server when it connects."""
+
+    several = False
 
     def __init__(self, make: Make) -> None:
         self.spare = make
@@ -107,6 +111,8 @@ class MemoryRoad(OwnRoad):
 
 class BorrowedRoad:
     """Over the pool of a client that is not ours."""
+
+    several = False
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import redis.exceptions as driver
@@ -36,11 +37,18 @@ def pack(words: Sequence[Argument]) -> bytes:
     Raises:
         TypeError: a word is neither text, bytes nor a number. (bool is refused: ``True`` would arrive as text.)
     """
-    parts = [b"*%d\r\n" % len(words)]
-    for word in words:
+    parts = [_head(len(words), words[0])]
+    for word in words[1:]:
         raw = word.encode() if isinstance(word, str) else word if isinstance(word, bytes) else _text_of(word)
         parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
     return b"".join(parts)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _head(count: int, name: Argument) -> bytes:
+    """The first word of a command of ``count``; there are few of them."""
+    raw = name.encode() if isinstance(name, str) else name if isinstance(name, bytes) else _text_of(name)
+    return b"*%d\r\n$%d\r\n%b\r\n" % (count, len(raw), raw)
 
 
 def _text_of(word: object) -> bytes:
