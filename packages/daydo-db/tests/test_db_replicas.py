@@ -158,6 +158,34 @@ async def test_own_writes_are_forgotten_once_every_replica_must_have_them(db: Da
     assert (await db.query("SELECT body FROM note WHERE id = 3", replica=True)).rows == [("old",)]
 
 
+async def test_a_locked_heartbeat_makes_nobody_fresher(db: Database, urls: tuple[str, str]) -> None:
+    """While it cannot be moved nothing is known of later commits: own writes stay visible, and the replica ages."""
+    admin(urls[1], "STOP SLAVE SQL_THREAD")
+    async with db.transaction() as tx:
+        await tx.execute("SELECT at_us FROM daydo_db_heartbeat WHERE id = 1 FOR UPDATE")
+
+        async def write_and_read_until_stale() -> list[int]:
+            await db.execute("INSERT INTO note VALUES (9, 'mine')")
+            seen = []
+            while not await is_stale(db):
+                seen.append(await server(db))
+                await asyncio.sleep(0.02)
+            return [*seen, await server(db)]
+
+        assert set(await elsewhere(write_and_read_until_stale)) == {1}
+
+
+async def test_fresh_replicas_answer_while_the_primary_is_away(db: Database, pair: tuple[Any, Any]) -> None:
+    """A read that may be old needs no primary; nothing newer could have been committed."""
+    os.kill(pair[0].pid, signal.SIGSTOP)
+    try:
+        await until(lambda: _is(not db._replicas._primary_answers))
+        assert await server(db) == 2
+    finally:
+        os.kill(pair[0].pid, signal.SIGCONT)
+    await until(lambda: _is(db._replicas._primary_answers))
+
+
 async def test_a_replica_that_lags_is_left_out_until_it_has_caught_up(db: Database, urls: tuple[str, str]) -> None:
     """The lag is measured by the primary's clock, and health says who is left out."""
     admin(urls[1], "STOP SLAVE SQL_THREAD")
@@ -215,6 +243,18 @@ async def test_replicas_need_the_heartbeat(pair: tuple[PrivateMariaDB, PrivateMa
         await Database(f"{pair[0].url}/mysql", FAST, replicas=[f"{pair[1].url}/mysql"]).__aenter__()
 
 
+def test_a_replica_is_named_once() -> None:
+    """Twice would give it two pools, and its share of reads twice."""
+    with pytest.raises(ValueError, match="twice"):
+        Database("mysql://root@127.0.0.1/x", replicas=["mysql://root@127.0.0.2/x", "mysql://root@127.0.0.2/x"])
+
+
+def test_the_heart_beats_faster_than_replicas_may_lag() -> None:
+    """Otherwise a replica would look too old between two beats."""
+    with pytest.raises(ValueError, match="half"):
+        Database("mysql://root@a/x", DatabaseConfig(replica_beat_s=4, replica_lag_s=5), replicas=["mysql://root@b/x"])
+
+
 def test_sqlite_has_no_replicas() -> None:
     """A file is not followed by anybody."""
     with pytest.raises(ValueError, match="MySQL"):
@@ -225,6 +265,10 @@ def test_a_demoted_primary_is_a_lost_connection() -> None:
     """Read-only means that another server has taken over; a new connection finds it, so the call is worth repeating."""
     assert from_mysql(1290, "--read-only").retryable
     assert type(from_mysql(1836, "read only mode")).__name__ == "ConnectionLost"
+
+
+async def _is(holds: bool) -> bool:
+    return holds
 
 
 async def _equals(answer: Awaitable[int], wanted: int) -> bool:
