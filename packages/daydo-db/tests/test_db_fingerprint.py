@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from daydo_db.fingerprint import fingerprint, normalise
+from daydo_db.fingerprint import _TOKENS, _fingerprint, fingerprint, normalise
 from daydo_db.tx import DialectName, compile_statement
 
 DIALECTS: tuple[DialectName, ...] = ("sqlite", "mysql")
@@ -18,7 +20,7 @@ dialects = st.sampled_from(DIALECTS)
 # Pieces that SQL is made of, in any order: what the normaliser must not stumble over.
 _PIECES = (
     "SELECT IN VALUES OR a t1 ( ) , . - + * / ? '' 'x' \"n\" `n` [n] -- # /* */ ' \" ` \\ … 1 0x1F 1e-5 .5 @ $ : ; "
-    "(?) (?,?) (a=?) <= = _utf8mb4 X'ab' é % [ ]"
+    "(?) (?,?) (a=?) <= = _utf8mb4 X'ab' é % [ ] FROM INTO AS SET DISTINCT JOIN UPDATE CONFLICT"
 )
 pieces = st.sampled_from([*_PIECES.split(), " ", "\n"])
 
@@ -80,9 +82,45 @@ def test_what_is_never_closed_is_a_value_to_its_end(dialect: DialectName, open_e
 
 
 @both
-def test_double_quotes_show_only_what_looks_like_a_name(dialect: DialectName) -> None:
-    """SQLite takes them for text where there is no such column, and people rely on it."""
-    assert normalise(dialect, 'SELECT "t"."a" FROM t WHERE b = "ann@x.cn"') == 'SELECT "t"."a" FROM t WHERE b = ?'
+@pytest.mark.parametrize(
+    ("sql", "text"),
+    [
+        ('SELECT "t"."a" FROM t WHERE b = "ann"', 'SELECT "t"."a" FROM t WHERE b = ?'),
+        ('SELECT "ann", "ann" AS "a", "t" . "a", x."ann@x.cn"', 'SELECT ?, ? AS "a", "t"."a", x.?'),
+        (
+            'SELECT COUNT(*) AS "n" FROM "t" "u" JOIN "v" "w" ON "ann"',
+            'SELECT COUNT(*) AS "n" FROM "t" "u" JOIN "v" "w" ON ?',
+        ),
+        ('SELECT a FROM (SELECT b FROM "t" WHERE "ann" = b)', 'SELECT a FROM (SELECT b FROM "t" WHERE ? = b)'),
+        (
+            'UPDATE "t" SET "a" = "ann", "b" = f("ann", "ann") WHERE c = d, "ann"',
+            'UPDATE "t" SET "a" = ?, "b" = f(?, ?) WHERE c = d, ?',
+        ),
+        ('INSERT INTO "t" ("a","b") VALUES ("ann", "ann")', 'INSERT INTO "t"("a", "b") VALUES (?, ?)'),
+        ('VALUES (1) ON CONFLICT ("a") DO UPDATE SET "b" = 1', 'VALUES (?) ON CONFLICT("a") DO UPDATE SET "b" = ?'),
+        ('a IS DISTINCT FROM "ann" OR TRIM("ann" FROM "ann")', "a IS DISTINCT FROM ? OR TRIM(? FROM ?)"),
+        ('SELECT t.set, "ann" INTO OUTFILE "ann"', "SELECT t.set, ? INTO OUTFILE ?"),
+        ('SET PASSWORD = "ann"', "SET PASSWORD = ?"),
+    ],
+)
+def test_double_quotes_show_only_what_must_be_a_name(dialect: DialectName, sql: str, text: str) -> None:
+    """SQLite takes the others for text where there is no such column, and people rely on it."""
+    assert normalise(dialect, sql) == text
+
+
+def test_sqlite_agrees_with_what_we_take_for_a_text() -> None:
+    """The point of it: this finds ann by name, so her name is a value."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE person (name TEXT)")
+    connection.execute("INSERT INTO person VALUES ('ann')")
+    sql = 'SELECT "name" FROM person WHERE name = "ann"'
+    try:
+        rows = connection.execute(sql).fetchall()
+    except sqlite3.OperationalError:  # built without that habit
+        rows = [("ann",)]
+    connection.close()
+    assert rows == [("ann",)]
+    assert "ann" not in normalise("sqlite", sql)
 
 
 @both
@@ -122,10 +160,34 @@ def test_backslashes_end_a_text_where_the_dialect_says_so() -> None:
     assert normalise("mysql", rf"SELECT 'it\'s {SECRET}', a") == "SELECT ?, a"
 
 
+_TOO_LONG = 120_000
+
+
+@both
+@pytest.mark.parametrize("piece", ["@", "$:", "[", "_a", "'", '"', "`", "/*", "-", "@_a ", "[a"])
+def test_no_text_costs_more_than_its_length(dialect: DialectName, piece: str) -> None:
+    """This would run for minutes if each of these pieces made the reader look at all that follow."""
+    tokens = _TOKENS[dialect].finditer(piece * (_TOO_LONG // len(piece)))
+    assert sum(found.end() - found.start() for found in tokens) == _TOO_LONG
+
+
+def test_what_is_kept_is_bounded_by_what_is_read() -> None:
+    """However long the statements were, no more of them stays in memory than the part that names them."""
+    _fingerprint.cache_clear()
+    rows = ["INSERT INTO t (a, b) VALUES " + ", ".join(["(?, ?)"] * count) for count in range(40_000, 40_010)]
+    assert len({fingerprint("sqlite", sql) for sql in rows}) == 1
+    assert _fingerprint.cache_info().currsize == 1
+
+
 def test_a_huge_statement_costs_little_and_keeps_one_name() -> None:
     """Of a bulk INSERT the first part is read: more rows do not make another statement."""
     rows = ["INSERT INTO t (a, b) VALUES " + ", ".join(["(?, ?)"] * count) for count in (40_000, 50_000)]
     assert len({fingerprint("sqlite", sql) for sql in rows}) == 1
+
+
+def test_a_bracket_that_is_never_closed_is_a_value_to_the_end_on_sqlite() -> None:
+    """As a quote is; on MySQL a bracket opens nothing."""
+    assert normalise("sqlite", "SELECT a FROM t WHERE c = [ann") == "SELECT a FROM t WHERE c = ?"
 
 
 @given(st.integers(1, 30), st.integers(1, 30))

@@ -359,6 +359,11 @@ async def test_a_misspelled_name_is_not_taken_for_gone_after_a_crash(db: Databas
         await migrate(db, shop.name)
 
 
+async def limit(db: Database, pages: int) -> None:
+    async with db._dedicated() as connection:
+        await connection.script(f"PRAGMA max_page_count = {pages}")
+
+
 @pytest.mark.dialect("sqlite")
 async def test_a_full_disk_leaves_the_tables_as_they_were(db: Database, shop: ToyPackage) -> None:
     """All of the run is undone, foreign keys are enforced again, and with more room it comes to its end."""
@@ -366,12 +371,12 @@ async def test_a_full_disk_leaves_the_tables_as_they_were(db: Database, shop: To
     before = await look(db)
     fill = "INSERT INTO shop_order (id, amount) VALUES (hex(randomblob(400000)), 1);\n"
     shop.write("0002_much.sql", f"CREATE TABLE shop_more (id INTEGER);\n{fill}")
-    await db.execute("PRAGMA max_page_count = 20")
+    await limit(db, 20)
     with pytest.raises(StorageFull):
         await migrate(db, shop.name)
     assert await look(db) == before
     assert (await db.execute("PRAGMA foreign_keys")).rows == [(1,)]
-    await db.execute("PRAGMA max_page_count = 100000")
+    await limit(db, 100000)
     assert await migrate(db, shop.name) == [Applied(shop.name, 2, "much", 2)]
 
 

@@ -39,6 +39,16 @@ def test_up_applies_what_is_missing(database_url: str, shop: ToyPackage, capsys:
     assert capsys.readouterr() == ("up to date\n", "")
 
 
+def test_the_url_may_come_from_standard_input(
+    database_url: str, shop: ToyPackage, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user of the host can read a command line, and a password in it."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{database_url}\n"))
+    assert main(["up", "-", shop.name]) == 0
+    assert capsys.readouterr().out.endswith("up to date\n")
+    assert main(["status", database_url, shop.name]) == 0
+
+
 def test_migrate_is_its_other_name(database_url: str, shop: ToyPackage, capsys: Output) -> None:
     """The one that SchemaOutdated prints."""
     assert main(["migrate", database_url, shop.name]) == 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -29,7 +30,9 @@ from daydo_db import (
 )
 from daydo_db.config import parse_url
 from daydo_db.mapping import from_mysql, without_values
-from daydo_db.mysql import _Login, _version
+from daydo_db.mysql import MysqlEngine, _Login, _Thread, _version
+from daydo_db.testing import PrivateMariaDB
+from daydo_db.testing.servers import admin
 
 pytestmark = pytest.mark.dialect("mysql")
 
@@ -436,22 +439,45 @@ async def test_a_hung_connect_does_not_block_the_others(db: Database, monkeypatc
     assert db._writers.in_use == 0
 
 
-@pytest.mark.parametrize("sql", ["INSERT INTO account VALUES (1, ?)", "UPDATE account SET n = ?", "SELEC 1 + ?"])
-async def test_no_parameter_is_in_the_cause_either(db: Database, sql: str) -> None:
+@pytest.mark.parametrize(
+    ("sql", "value"),
+    [
+        ("INSERT INTO account VALUES (1, ?)", "ann@example.org"),
+        ("UPDATE account SET n = ?", "ann@example.org"),
+        ("SELEC 1 + ?", "ann@example.org"),
+        ("INSERT INTO named VALUES (?), (?)", "ann@example.org"),
+        ("SELECT * FROM (SELECT ?, ?) x", "ann@example.org"),
+        ("SELECT EXTRACTVALUE('<a/>', ?)", "//ann@example.org["),
+        ("SELECT 'a' REGEXP ?", "(ann@example.org"),
+        ("SELECT CAST(1 AS UNSIGNED) - ?", 8412345678901),
+    ],
+)
+async def test_no_parameter_is_in_the_cause_either(db: Database, sql: str, value: str | int) -> None:
     """Logs print the whole chain, and MySQL quotes what it was sent."""
+    await db.execute("CREATE TABLE named (name VARCHAR(40) PRIMARY KEY)")
     with pytest.raises(DbError) as caught:
-        await db.execute(sql, ("ann@example.org",))
+        await db.execute(sql, [value] * sql.count("?"))
     assert caught.value.__cause__ is not None
-    assert "example" not in f"{caught.value} {caught.value.__cause__}"
+    told = f"{caught.value} {caught.value.__cause__}"
+    assert "example" not in told
+    assert "8412345678901" not in told
+
+
+async def test_names_are_in_the_cause(db: Database) -> None:
+    """Who looks for a mistake finds which column there is not."""
+    with pytest.raises(StatementFailed) as caught:
+        await db.query("SELECT balance FROM account WHERE id = ?", (1,))
+    assert "balance" in str(caught.value.__cause__)
 
 
 def test_parameters_are_taken_out_of_what_the_server_quotes() -> None:
     """MySQL repeats them in its messages, quotes and all; names of keys stay."""
     duplicate = "Duplicate entry 'o'neil' for key 'x' for key 'users.email'"
-    assert without_values(duplicate) == "Duplicate entry … for key 'users.email'"
+    assert without_values(1062, duplicate) == "Duplicate entry … for key 'users.email'"
     assert from_mysql(1062, duplicate).facts == {"constraint": "users.email"}
-    assert "sec'ret" not in without_values("... near 'x = 'sec'ret'' at line 1")
-    assert "secret" not in without_values("Incorrect integer value: 'secret' for column `d`.`t`.`n` at row 1")
+    assert without_values(1064, "... near 'x = 'sec'ret'' at line 1") == "... … at line 1"
+    assert without_values(1366, "Incorrect integer value: 'secret' for column `d`.`t`.`n` at row 1") == ""
+    assert without_values(1062, "Doppelter Eintrag 'secret'") == ""
 
 
 @pytest.mark.parametrize(
@@ -472,6 +498,13 @@ def test_parameters_are_taken_out_of_what_the_server_quotes() -> None:
 def test_both_servers_numbers_are_known(number: int, error: type[DbError]) -> None:
     """MySQL and MariaDB use different ones for the same thing."""
     assert type(from_mysql(number, "")) is error
+
+
+def test_only_a_read_only_server_is_left_for_another() -> None:
+    """1290 names some option; elsewhere the next connection would meet the same one."""
+    refusal = "The MySQL server is running with the --{} option so it cannot execute this statement"
+    assert type(from_mysql(1290, refusal.format("super-read-only"))) is ConnectionLost
+    assert type(from_mysql(1290, refusal.format("secure-file-priv"))) is StatementFailed
 
 
 def test_servers_that_are_too_old_are_refused() -> None:
@@ -514,3 +547,177 @@ async def cut_at(word: bytes, url: str, reaches_the_server: bool) -> AsyncIterat
         yield parts._replace(netloc=f"{login}@127.0.0.1:{server.sockets[0].getsockname()[1]}").geturl()
     finally:
         server.close()
+
+
+@pytest.mark.parametrize(
+    "sql", ["SET autocommit = 0", "USE mysql", "PREPARE x FROM 'SELECT 1'", "CREATE TEMPORARY TABLE t (x INT)"]
+)
+async def test_nobody_changes_a_connection_for_the_next(db: Database, sql: str) -> None:
+    """Later writes would be lost, or go to another schema."""
+    for call in (db.execute, db.query):
+        with pytest.raises(StatementFailed, match="whoever has it next"):
+            await call(sql)
+    async with db.transaction() as tx:
+        with pytest.raises(StatementFailed, match=r"next|end the transaction"):
+            await tx.execute(sql)
+        await add(tx, 1)
+    assert await balances(db) == [1, 0]
+
+
+async def test_a_procedure_that_leaves_a_transaction_open_has_not_succeeded(db: Database) -> None:
+    """What it did is rolled back with its connection."""
+    await db.execute("CREATE PROCEDURE open_end() BEGIN START TRANSACTION; UPDATE account SET n = 5; END")
+    with pytest.raises(StatementFailed, match="left a transaction open"):
+        await db.execute("CALL open_end()")
+    assert await balances(db) == [0, 0]
+
+
+async def test_a_connection_without_autocommit_is_not_used_again(database_url: str, db: Database) -> None:
+    """A procedure may turn it off for good; the writes of the next would never be committed."""
+    await db.execute("CREATE PROCEDURE quietly() SET autocommit = 0")
+    async with Database(database_url, DatabaseConfig(pool_max=1, pool_min=1)) as small:
+        await small.execute("CALL quietly()")
+        await small.execute("UPDATE account SET n = 5")
+    assert await balances(db) == [5, 5]
+
+
+async def test_a_connection_for_reading_cannot_write(db: Database) -> None:
+    """As those to replicas are, which might not refuse it themselves."""
+    connection = await db._engine.connect(writable=False)
+    assert (await connection.script("SELECT n FROM account WHERE id = 1")).rows == [(0,)]
+    with pytest.raises(StatementFailed, match="1792"):
+        await connection.script("UPDATE account SET n = 1")
+    await connection.close()
+
+
+async def test_a_session_of_another_character_set_is_refused(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something between us and the server may drop what we set."""
+    monkeypatch.setattr(MysqlEngine, "_settings", lambda self, writable: ["SET NAMES gbk"])
+    with pytest.raises(StatementFailed, match="gbk/gbk/gbk and not utf8mb4"):
+        await db._engine.connect(writable=True)
+
+
+async def test_only_ones_own_thread_on_ones_own_server_is_killed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address may lead to another server by now, or to the same one started anew: numbers mean others there."""
+    engine = db._engine
+    assert isinstance(engine, MysqlEngine)
+    connection = await engine.connect(writable=True)
+    thread = connection._kill.args[0]  # type: ignore[attr-defined]
+
+    for other in (_Thread("another", thread.number + 1), _Thread(thread.server, thread.number - 1)):
+
+        async def identify(*_: object, found: _Thread = other) -> _Thread:
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_identify", identify)
+            engine._kill(thread)
+            assert engine._killer is not None
+            await engine._killer
+        assert await connection.ping()
+    engine._kill(thread)
+    await until_gone(db, thread.number)
+    await connection.close()
+
+
+async def test_leaving_does_not_wait_for_each_of_many_threads(database_url: str, db: Database) -> None:
+    """A server that no longer greets is asked once."""
+    greeted: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: greeted.append(writer), "127.0.0.1", 0)
+    config = DatabaseConfig(pool_max=8, connect_timeout_s=0.3, drain_s=0)
+    async with Database(database_url, config) as other:
+        sleeping = [asyncio.create_task(other.query("SELECT SLEEP(1)")) for _ in range(8)]
+        await asyncio.wait(sleeping, timeout=0.1)
+        port = silent.sockets[0].getsockname()[1]
+        other._engine._location = parse_url(f"mysql://u@127.0.0.1:{port}/x")  # type: ignore[attr-defined]
+        for task in sleeping:
+            task.cancel()
+        await asyncio.wait(sleeping)
+        engine = other._engine
+        assert isinstance(engine, MysqlEngine)
+        assert engine._killer is not None
+        await engine._killer
+        assert not engine._doomed
+    assert len(greeted) == 1
+    greeted[0].transport.abort()
+    silent.close()
+
+
+def test_a_database_may_be_left_and_entered_in_another_loop(database_url: str) -> None:
+    """Nothing of the engine belongs to the loop in which it first had to wait."""
+    database = Database(database_url, DatabaseConfig(pool_max=8, statement_timeout_s=0.05))
+
+    async def give_up_eight() -> None:
+        async with database:
+            sleeping = (database.query("SELECT SLEEP(10)") for _ in range(8))
+            answers = await asyncio.gather(*sleeping, return_exceptions=True)
+            assert {type(answer) for answer in answers} == {QueryTimeout}
+
+    for _ in range(2):
+        asyncio.run(give_up_eight())
+
+
+@pytest.fixture(scope="module")
+def odd_server(pytestconfig: pytest.Config) -> Iterator[PrivateMariaDB]:
+    """It takes every client's text for GBK, and turns autocommit off for all but root."""
+    program = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
+    if pytestconfig.option.embedded or program is None:
+        pytest.skip("needs mariadbd")
+    options = "--character-set-server=gbk", "--skip-character-set-client-handshake", "--init-connect=SET autocommit = 0"
+    server = PrivateMariaDB(program, *options)
+    try:
+        server.wait()
+        admin(server.url, "CREATE DATABASE shop CHARACTER SET utf8mb4")
+        admin(server.url, "CREATE USER shop@'%' IDENTIFIED BY ''")
+        admin(server.url, "GRANT ALL ON shop.* TO shop@'%'")
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+async def odd(odd_server: PrivateMariaDB) -> AsyncIterator[Database]:
+    async with Database(f"mysql://shop@127.0.0.1:{odd_server.port}/shop") as db:
+        await db.execute("CREATE TABLE account (id INTEGER PRIMARY KEY, n INTEGER NOT NULL) ENGINE=InnoDB")
+        await db.execute("INSERT INTO account VALUES (1, 0)")
+        yield db
+        admin(odd_server.url, "SET GLOBAL read_only = 0")
+        await db.execute("DROP TABLE account")
+
+
+async def test_text_is_not_taken_for_another_character_set(odd: Database) -> None:
+    """The last byte of 纗 and the backslash that escapes the quote behind it are one letter in GBK."""
+    assert (await odd.query("SELECT ?, ?", ("纗'", ", USER() -- "))).rows == [("纗'", ", USER() -- ")]
+
+
+async def test_what_a_server_does_at_each_login_is_undone(odd: Database) -> None:
+    """Writes are kept, whatever init_connect says."""
+    await odd.execute("UPDATE account SET n = 3")
+    async with Database(str(odd.location)) as other:
+        assert (await other.query("SELECT n FROM account")).rows == [(3,)]
+
+
+async def test_two_servers_are_told_apart(odd: Database, db: Database) -> None:
+    """So that neither is asked to kill the other's connections."""
+    threads = set()
+    for database in (odd, odd, db):
+        connection = await database._engine.connect(writable=True)
+        threads.add(connection._kill.args[0].server)  # type: ignore[attr-defined]
+        await connection.close()
+    assert len(threads) == 2
+
+
+async def test_a_read_only_server_has_kept_nothing(odd_server: PrivateMariaDB, odd: Database) -> None:
+    """It says so instead of doing anything: no CommitUnknown, neither for a statement nor for a COMMIT."""
+    admin(odd_server.url, "SET GLOBAL read_only = 1")
+    with pytest.raises(ConnectionLost):
+        await odd.execute("UPDATE account SET n = 3")
+    admin(odd_server.url, "SET GLOBAL read_only = 0")
+    transaction = odd.transaction()
+    tx = await transaction.__aenter__()
+    await tx.execute("UPDATE account SET n = 4")
+    admin(odd_server.url, "SET GLOBAL read_only = 1")
+    with pytest.raises(ConnectionLost):
+        await transaction.__aexit__(None, None, None)
+    assert tx.outcome == "aborted"
+    assert (await odd.query("SELECT n FROM account")).rows == [(0,)]

@@ -19,7 +19,7 @@ from pymysql.err import MySQLError
 from daydo_db import Database, StatementFailed
 from daydo_db.config import parse_url
 from daydo_db.mysql import _Login, literal
-from daydo_db.packets import IN_TRANSACTION, PING, QUERY, Answer, Shapes, Wire
+from daydo_db.packets import IN_TRANSACTION, PING, QUERY, Answer, Shape, Shapes, Wire
 from daydo_db.tx import Result, Statement
 
 COLUMNS = {
@@ -345,6 +345,16 @@ def test_a_known_shape_is_not_read_again() -> None:
     assert play_back(ROWS, [len(ROWS)], shapes).result == Result(("remembered",), [(42,)], 1)
 
 
+def test_a_large_shape_is_not_kept() -> None:
+    """Nor one of a long text: there may be thousands, each as long."""
+    shapes, shape = Shapes(), Shape(b"x" * 100, 2, ("a",), [int])
+    shapes.put("q", shape)
+    shapes.put("wide", shape._replace(block=b"x" * 10_000))
+    shapes.put("q" * 10_000, shape)
+    assert shapes.get("q") is shape
+    assert shapes.get("wide") is shapes.get("q" * 10_000) is None
+
+
 class Script(asyncio.Protocol):
     """A server that has logged us in and says what it is told."""
 
@@ -422,6 +432,31 @@ async def test_one_timer_serves_all_statements() -> None:
     script.pieces.clear()
     with pytest.raises(TimeoutError):
         await wire.ask(PING, "", Shapes(), 0.01)
+    wire.abort()
+    server.close()
+
+
+async def test_a_command_without_a_limit_is_not_ended_by_the_one_before() -> None:
+    """Whose timer may still run."""
+    answer = packet(1, b"\x00\x00\x00\x02\x00\x00\x00")
+    script = Script(answer)
+    wire, server = await wired(script)
+    await wire.ask(QUERY + b"x", "q", Shapes(), 0.01)
+    script.pieces.clear()
+    asking = asyncio.create_task(wire.ask(QUERY + b"x", "q", Shapes(), None))
+    await asyncio.wait([asking], timeout=0.1)
+    script.transport.write(answer)
+    assert await asking == Result()
+    wire.abort()
+    server.close()
+
+
+async def test_an_error_tells_its_sqlstate() -> None:
+    """Where its message is not to be shown, it is what remains beside the number."""
+    wire, server = await wired(Script(packet(1, b"\xff\x9a\x06#22003out of range: 5")))
+    with pytest.raises(MySQLError, match="1690") as caught:
+        await wire.ask(QUERY + b"x", "q", Shapes(), 5)
+    assert caught.value.__notes__ == ["SQLSTATE 22003"]
     wire.abort()
     server.close()
 

@@ -94,6 +94,52 @@ CASES: dict[str, tuple[type[Table], type[Table], dict[str, Any]]] = {
     "a foreign key leans on another index": (owned(), owned("index"), {}),
     "a foreign key loses the index it leant on": (owned("index"), owned(), {}),
     "a foreign key leans on a unique": (owned("index"), owned("unique"), {}),
+    "a column takes the name of one that goes": (
+        plain(size=BigInt(default=7), bytes=BigInt(default=1)),
+        plain(size=BigInt(default=7)),
+        {"renamed": {"bytes": "size"}, "dropped": {"size"}},
+    ),
+    "so it does with all that hangs on the name": (
+        plain(
+            size=(first := BigInt(null=True, default=None, index=True)),
+            bytes=(second := BigInt(null=True, default=None, index=True)),
+            both=Unique([first, second]),
+            some=Check("size > 0"),
+        ),
+        plain(
+            size=(first := BigInt(null=True, default=None, index=True)),
+            both=Unique([first]),
+            some=Check("size > 0"),
+        ),
+        {"renamed": {"bytes": "size"}, "dropped": {"size"}},
+    ),
+    "the other name for what goes is taken": (
+        plain(size=BigInt(default=7), bytes=BigInt(default=1), size_gone=BigInt(default=2)),
+        plain(size=BigInt(default=1), size_gone=BigInt(default=2)),
+        {"renamed": {"bytes": "size"}, "dropped": {"size"}},
+    ),
+    "names move up": (
+        plain(
+            a=BigInt(default=1, index=True),
+            b=(chained := BigInt(null=True, default=None)),
+            c=BigInt(null=True, default=None, unique=True),
+            found=Index([chained]),
+            some=Check("b > 0"),
+        ),
+        plain(
+            b=BigInt(default=1),
+            c=(chained := BigInt(null=True, default=None, unique=True)),
+            d=BigInt(null=True, default=None),
+            found=Index([chained]),
+            some=Check("b > 0"),
+        ),
+        {"renamed": {"a": "b", "b": "c", "c": "d"}},
+    ),
+    "names move up where nothing else changes": (
+        plain(a=BigInt(default=0), b=BigInt(default=0)),
+        plain(b=BigInt(default=0), c=BigInt(default=0)),
+        {"renamed": {"a": "b", "b": "c"}},
+    ),
     "much at once": (
         plain(size=SmallInt(default=7, index=True), code=Id(null=True)),
         version(
@@ -133,6 +179,22 @@ async def test_a_changed_table_is_like_a_new_one_and_keeps_its_rows(database_url
             await connection.script("DROP TABLE shop_thing")
 
 
+async def test_values_follow_their_columns_through_names_that_others_had(database_url: str) -> None:
+    """``a`` becomes ``b``, ``b`` becomes ``c``, the old ``c`` goes: every value stands under its new name."""
+    before = plain(a=BigInt(default=0), b=BigInt(default=0), c=BigInt(default=0))
+    options: dict[str, Any] = {"renamed": {"a": "b", "b": "c"}, "dropped": {"c"}}
+    plainly = plain(b=BigInt(default=0), c=BigInt(default=0))
+    checked = plain(b=BigInt(default=0), c=BigInt(default=0), some=Check("c > b"))  # a rebuild on SQLite
+    async with Database(database_url) as db, db._dedicated() as connection:
+        for after in (plainly, checked):
+            await apply(connection, ddl(before, db.dialect))
+            await connection.script("INSERT INTO shop_thing (id, name, a, b, c) VALUES ('x', 'ann', 1, 2, 3)")
+            await apply(connection, changes(before, after, db.dialect, **options))
+            found = await connection.script("SELECT b, c FROM shop_thing")
+            assert found.rows == [(1, 2)]
+            await connection.script("DROP TABLE shop_thing")
+
+
 async def apply(connection: Any, statements: list[str]) -> None:
     for statement in statements:
         await connection.script(statement)
@@ -169,6 +231,13 @@ SMALL, KEY = SmallInt(default=0), Id(primary_key=True)
         (plain(), version(name=Varchar(length=20), n=Varchar(length=9, null=True, default=None)), {}, "new column"),
         (plain(size=BigInt()), plain(size=Real()), {}, "new column"),
         (plain(note=Text()), plain(note=Varchar(length=999)), {}, "new column"),
+        (
+            plain(a=BigInt(), b=BigInt()),
+            plain(a=BigInt(), b=BigInt()),
+            {"renamed": {"a": "b", "b": "a"}},
+            "another name in between",
+        ),
+        (plain(a=BigInt(), b=BigInt()), plain(b=BigInt()), {"renamed": {"a": "b"}}, "dropped"),
         (plain(), type("Other", (Table,), {"id": KEY}, tablename="shop_other"), {}, "new table"),  # type: ignore[call-overload]
         (
             plain(),
@@ -193,6 +262,19 @@ def test_a_name_that_is_not_there_is_a_mistake() -> None:
     for options in ({"dropped": {"nam"}}, {"renamed": {"nam": "name"}}, {"renamed": {"name": "nam"}}):
         with pytest.raises(ValueError, match="shop_thing has no nam"):
             changes(plain(), plain(), MYSQL, **options)  # type: ignore[arg-type]
+
+
+def test_renamed_and_dropped_that_contradict_each_other_are_a_mistake() -> None:
+    """Whatever was meant, nobody's column is dropped on a guess."""
+    before = plain(a=BigInt(default=0), b=BigInt(default=0))
+    for after, options in (
+        (plain(b=BigInt(default=0)), {"renamed": {"a": "b"}, "dropped": {"a", "b"}}),
+        (plain(c=BigInt(default=0)), {"renamed": {"a": "c", "b": "c"}}),
+        (plain(a=BigInt(default=0), b=BigInt(default=0)), {"dropped": {"b"}}),
+    ):
+        for dialect in (SQLITE, MYSQL):
+            with pytest.raises(ValueError, match="shop_thing: one column is"):
+                changes(before, after, dialect, **options)  # type: ignore[arg-type]
 
 
 def test_text_of_a_change() -> None:

@@ -140,9 +140,10 @@ async def test_readers_read_beside_a_writer(db: Database) -> None:
 
 
 async def test_a_query_cannot_write(db: Database) -> None:
-    """The mistake shows here and not on the first replica."""
+    """Whatever the statement looks like: its connection is not made for it."""
     with pytest.raises(StatementFailed, match="READONLY"):
-        await db.query("UPDATE account SET n = 1")
+        async with db._readers.connection() as connection:
+            await connection.script("UPDATE account SET n = 1")
 
 
 async def test_a_commit_survives_a_power_cut(db: Database) -> None:
@@ -187,3 +188,27 @@ async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(StatementFailed, match="NOTADB"):
         async with Database(f"sqlite:///{tmp_path}/text.db"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("sql", "kept"),
+    [
+        ("SELECT json_extract('{}', ?)", False),
+        ("SELECT ? FROM nowhere", True),
+        ("SELECT nothing, ?", True),
+        ("SELEC ?", True),
+    ],
+)
+async def test_the_cause_holds_names_and_no_values(db: Database, sql: str, kept: bool) -> None:
+    """SQLite repeats a path, or what a trigger says; a name that stands in the statement is worth showing."""
+    with pytest.raises(StatementFailed) as caught:
+        await db.query(sql, ("$[ann@example.org",))
+    assert "example" not in str(caught.value.__cause__)
+    assert (str(caught.value.__cause__) != "SQLITE_ERROR") is kept
+
+
+async def test_text_that_is_none_is_not_shown(db: Database) -> None:
+    """The module repeats what it could not decode."""
+    with pytest.raises(StatementFailed) as caught:
+        await db.query("SELECT CAST(? AS TEXT)", (b"ann@example.org\xff",))
+    assert "example" not in str(caught.value.__cause__)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daydo_db import Database, DatabaseConfig
+from daydo_db import Database, DatabaseConfig, PoolTimeout, SchemaOutdated
 from daydo_db.config import parse_url
 from daydo_db.tx import DialectName, compile_statement
 
@@ -91,6 +91,31 @@ def test_a_password_is_percent_decoded() -> None:
     assert parse_url("mysql://u:p%40ss%2Fw%3Ard@h/x").password == "p@ss/w:rd"
 
 
+def test_a_busy_pool_tells_clients_to_wait_and_operators_what_to_do() -> None:
+    """The figures and the advice are for the log, the words for whoever asked."""
+    busy = PoolTimeout(waited_s=10.0, size=100)
+    assert busy.text("en") == "The database is busy; please try again shortly."
+    assert not re.search("[0-9]", busy.text("zh"))
+    assert "within 10.0 s (100 in all)" in str(busy)
+    assert "pool_max" in str(busy)
+
+
+def test_a_command_with_a_masked_password_says_so() -> None:
+    """It cannot be run as it is printed."""
+    for url, said in (("mysql://u:***@h:3306/x", True), ("sqlite:///x.db", False)):
+        command = f'python -m daydo_db migrate "{url}" daydo_quota'
+        outdated = SchemaOutdated(package="daydo_quota", have=0, need=1, command=command)
+        assert str(outdated).endswith("in place of ***)") is said
+
+
+@pytest.mark.parametrize("login", ["u:S3cr#et/Pw", "u:S3cr/et", "u:12/S3cr", "u:12#S3cr", "u:12?S3cr=1", "u:[S3cr"])
+def test_a_password_that_ends_the_login_too_early_is_not_repeated(login: str) -> None:
+    """Neither by urllib's words; ours tell how to write it."""
+    with pytest.raises(ValueError, match="%23 %2F %3F %40 %3A") as caught:
+        parse_url(f"mysql://{login}@h:3306/x")
+    assert "S3cr" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -119,3 +144,57 @@ def test_config_is_bounded() -> None:
     """Zero connections is a mistake, not a setting."""
     with pytest.raises(ValueError, match="pool_max"):
         DatabaseConfig(pool_max=0)
+
+
+@pytest.mark.parametrize(
+    ("sql", "writes"),
+    [
+        ("SELECT 1", False),
+        ("EXPLAIN UPDATE t SET n = 1", False),
+        ("WITH x AS (SELECT 'UPDATE' AS a) SELECT REPLACE(a, 'A', 'B') FROM x", False),
+        ("insert into t values (1)", True),
+        ("/*! REPLACE INTO t VALUES (1) */", True),
+        ("TRUNCATE t", True),
+        ("WITH x AS (SELECT (1) AS a), y AS (SELECT 2) UPDATE t, x SET n = a", True),
+        ("WITH x AS (SELECT 1 AS a) DELETE FROM t WHERE n IN (SELECT a FROM x)", True),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["sqlite", "mysql"])
+def test_a_statement_that_writes_is_known(dialect: DialectName, sql: str, writes: bool) -> None:
+    """By its verb, also where table expressions precede it."""
+    if dialect == "mysql" or "/*!" not in sql:
+        assert compile_statement(dialect, sql).writes is writes
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sql", "lasts"),
+    [
+        ("mysql", "set names gbk", True),
+        ("mysql", "/*!40101 SET autocommit = 0 */", True),
+        ("mysql", "CREATE TEMPORARY TABLE t (x INT)", True),
+        ("mysql", "FLUSH TABLES t WITH READ LOCK", True),
+        ("mysql", "IF 1 THEN SET autocommit = 0; END IF", True),
+        ("mysql", "FLUSH PRIVILEGES", False),
+        ("mysql", "CREATE TABLE temporary (x INT)", False),
+        ("mysql", "UPDATE t SET n = 1", False),
+        ("mysql", "SHOW VARIABLES", False),
+        ("sqlite", "ATTACH 'x.db' AS x", True),
+        ("sqlite", "PRAGMA foreign_keys = OFF", True),
+        ("sqlite", "PRAGMA main.query_only(0)", True),
+        ("sqlite", "CREATE TEMP TABLE t (x)", True),
+        ("sqlite", "PRAGMA foreign_keys", False),
+        ("sqlite", "PRAGMA main.table_info(t)", False),
+        ("sqlite", "PRAGMA user_version = 7", False),
+    ],
+)
+def test_a_statement_that_lasts_is_known(dialect: DialectName, sql: str, lasts: bool) -> None:
+    """It would meet whoever has the connection next."""
+    assert compile_statement(dialect, sql).lasts is lasts
+
+
+def test_a_long_text_is_not_kept() -> None:
+    """Inserts of a thousand different lengths would otherwise stay in memory."""
+    short, long = (f"INSERT INTO t VALUES {', '.join(['(?, ?)'] * rows)}" for rows in (2, 2000))
+    assert compile_statement("mysql", short) is compile_statement("mysql", short)
+    assert compile_statement("mysql", long) is not compile_statement("mysql", long)
+    assert compile_statement("mysql", long) == compile_statement("mysql", long)

@@ -25,7 +25,7 @@ from .errors import (
     UniqueViolation,
 )
 from .migrate import Applied, migrate
-from .paging import Cursors, Keyset, Slice
+from .paging import Cursors, Cut, Keyset, Slice
 from .transaction import Transaction
 from .tx import MYSQL, SQLITE, Dialect, Result, Tx, Value
 
@@ -38,6 +38,7 @@ __all__ = [
     "ConnectionLost",
     "CursorInvalid",
     "Cursors",
+    "Cut",
     "Database",
     "DatabaseConfig",
     "DbError",

@@ -15,6 +15,7 @@ from .expand import lint
 from .migrate import State, Status, Step, migrate, plan, sql, status
 
 _DIALECTS = ("sqlite", "mysql")
+_STDIN = "-"
 _COLOURS = {"applied": 32, "newer": 36, "pending": 33, "half_applied": 31, "edited": 31}
 _READS: dict[State, str] = {
     "applied": "applied",
@@ -78,13 +79,17 @@ def _parser() -> argparse.ArgumentParser:
 def _add_connection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tls", action="store_true", help="speak TLS to MySQL and verify its certificate")
     command.add_argument("--tls-ca-file", default="", metavar="FILE", help="trust these authorities")
-    command.add_argument("targets", nargs="+", metavar="URL PACKAGE", help="the database, then import names")
+    command.add_argument(
+        "targets", nargs="+", metavar="URL PACKAGE", help="the database, then import names; - reads the URL from stdin"
+    )
 
 
 def _database(options: argparse.Namespace) -> tuple[Database, list[str]]:
     url, *packages = options.targets
     if not packages:
         raise ValueError("name the database and at least one package")
+    if url == _STDIN:  # every user of the host can read a command line, and a password in it
+        url = sys.stdin.readline().strip()
     config = DatabaseConfig(tls=options.tls or bool(options.tls_ca_file), tls_ca_file=options.tls_ca_file)
     return Database(url, config), packages
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +13,11 @@ from daydo_kernel import Config
 from .tx import MYSQL, SQLITE, Dialect
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+_WRITE_MYSQL = (
+    "database URL: write mysql://user:password@host:3306/name; "
+    "in user and password write # / ? @ : [ ] % as %23 %2F %3F %40 %3A %5B %5D %25"
+)
 
 
 class DatabaseConfig(Config, frozen=True, kw_only=True):
@@ -112,40 +117,48 @@ def parse_url(url: str) -> Location:
     User, password, name and path are percent-decoded; ``?unix_socket=/path`` goes with ``mysql``.
 
     Raises:
-        ValueError: it is none of these; the message does not repeat the URL, which may hold a password.
+        ValueError: it is none of these; the message repeats nothing of the URL, which may hold a password.
     """
-    try:
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-        if parts.scheme == "sqlite":
-            return _sqlite(parts, query)
-        if parts.scheme == "mysql":
-            return _mysql(parts, query)
-    except ValueError as error:
-        raise ValueError(f"database URL: {error}") from None
+    scheme = url.partition(":")[0].lower()
+    if scheme == "sqlite":
+        return _sqlite(url)
+    if scheme == "mysql":
+        return _mysql(url)
     raise ValueError("database URL: it starts with sqlite:// or mysql://")
 
 
-def _sqlite(parts: SplitResult, query: dict[str, str]) -> Location:
-    if parts.netloc or query or parts.fragment:
-        raise ValueError("write sqlite:///relative.db or sqlite:////absolute.db, without host or options")
+def _sqlite(url: str) -> Location:
+    parts = urlsplit(url)
+    if parts.netloc or parts.query or parts.fragment:
+        raise ValueError("database URL: write sqlite:///relative.db or sqlite:////absolute.db, without host or options")
     path = unquote(parts.path.removeprefix("/"))
     if ":memory:" in path:
-        raise ValueError("a database in memory is private to one connection; use sqlite:// (a temporary file)")
+        raise ValueError(
+            "database URL: a database in memory is private to one connection; use sqlite:// (a temporary file)"
+        )
     return Location(dialect=SQLITE, path=path)
 
 
-def _mysql(parts: SplitResult, query: dict[str, str]) -> Location:
+def _mysql(url: str) -> Location:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError:
+        # Not its words: they quote what cannot be read, and that may be the rest of a password with a # in it.
+        raise ValueError(_WRITE_MYSQL) from None
     unix_socket = query.pop("unix_socket", "")
-    if query:
-        raise ValueError(f"unknown option {', '.join(sorted(query))}; only unix_socket is read from the URL")
     name = unquote(parts.path.removeprefix("/"))
-    if "/" in name or not (parts.hostname or unix_socket):
-        raise ValueError("write mysql://user:password@host:3306/name")
+    # An @ this late: the login ended too early, at a / # or ? of the password.
+    late = "@" in parts.path or "@" in parts.query or parts.fragment
+    if late or "/" in name or not (host or unix_socket):
+        raise ValueError(_WRITE_MYSQL)
+    if query:
+        raise ValueError("database URL: of the options only unix_socket is read from the URL")
     return Location(
         dialect=MYSQL,
-        host=parts.hostname or "localhost",
-        port=parts.port or 3306,
+        host=host or "localhost",
+        port=port or 3306,
         unix_socket=unix_socket,
         user=unquote(parts.username or ""),
         password=unquote(parts.password or ""),

@@ -13,8 +13,8 @@ class Connection(Protocol):
 
     Attributes:
         born_s: when it was made, on the event loop's clock.
-        usable: False once it is broken, or once a statement outside a transaction was given up and may still take
-            effect; it is then closed instead of being used again.
+        usable: False once it is broken, once a statement outside a transaction was given up and may still take
+            effect, or once its session is not as it was made; it is then closed instead of being used again.
         in_transaction: whether the *server* has a transaction open.
     """
 
@@ -42,7 +42,7 @@ class Connection(Protocol):
 
 
 class Engine(Protocol):
-    """How connections to one database are made.
+    """How connections to one database are made. On one that is not ``writable`` the database refuses to write.
 
     ``version`` is the server's, known once the first connection is made; ``begin`` opens a transaction;
     ``refused_inside`` holds the verbs that would end or silently commit it.
@@ -54,4 +54,6 @@ class Engine(Protocol):
     refused_inside: frozenset[str]
 
     async def connect(self, *, writable: bool) -> Connection: ...
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Let go of everything, within ``connect_timeout_s``; connections can be made again afterwards."""
+        ...

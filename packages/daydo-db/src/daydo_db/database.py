@@ -25,6 +25,7 @@ from .errors import (
     StatementFailed,
     TransactionAborted,
 )
+from .mapping import was_refused
 from .migrate import require_schema
 from .pool import Pool
 from .replicas import Replicas, heart_beats
@@ -32,7 +33,18 @@ from .slow import SlowQueries
 from .sqlite import SqliteEngine
 from .telemetry import Telemetry
 from .transaction import OUTCOMES, Transaction
-from .tx import MYSQL, SQLITE, Dialect, Result, Statement, Tx, Value, check_arguments, compile_statement
+from .tx import (
+    MYSQL,
+    SQLITE,
+    Dialect,
+    Result,
+    Statement,
+    Tx,
+    Value,
+    check_arguments,
+    compile_statement,
+    require_passing,
+)
 
 T = TypeVar("T")
 
@@ -52,7 +64,7 @@ class Database(Part):
     ``db.slow_query``.
 
     Raises:
-        ValueError: a URL cannot be read, or SQLite is to have replicas.
+        ValueError: a URL cannot be read, SQLite is to have replicas, or one is named twice.
     """
 
     def __init__(
@@ -127,6 +139,8 @@ class Database(Part):
         Raises:
             InsideTransaction: this task has a transaction open here; use its ``execute``.
             CommitUnknown: the connection broke, or time ran out, before the answer came.
+            StatementFailed: besides the usual, what would change the connection for whoever has it next (``SET``,
+                ``USE``), and a procedure that left a transaction open.
             DbError: as :meth:`Tx.execute`.
         """
         self._require_started()
@@ -134,11 +148,17 @@ class Database(Part):
         statement, args = self._prepare(sql, args)
         async with self._writers.connection() as connection:
             try:
-                return await connection.execute(statement, args)
+                result = await connection.execute(statement, args)
             except (ConnectionLost, QueryTimeout) as error:
+                if was_refused(error):
+                    raise
                 raise CommitUnknown() from error
             finally:
                 self._replicas.wrote()
+            if connection.in_transaction:
+                reason = "it left a transaction open, which is rolled back"
+                raise StatementFailed(reason=reason, statement=statement.text[:200])
+            return result
 
     async def query(self, sql: str, args: Sequence[Value] = (), *, replica: bool = False) -> Result:
         """One reading statement outside any transaction; it sees what is committed.
@@ -147,10 +167,14 @@ class Database(Part):
         to a request (without one: a task) that has just written. What something is decided on is read without.
 
         Raises:
+            StatementFailed: besides the usual, a statement that writes; that is for ``execute``.
             DbError: as :meth:`Tx.execute`.
         """
         self._require_started()
         statement, args = self._prepare(sql, args)
+        if statement.writes:
+            reason = f"{statement.verb} writes; db.query only reads, use db.execute"
+            raise StatementFailed(reason=reason, statement=statement.text[:200])
         if replica and (chosen := self._replicas.choose()) is not None:
             try:
                 async with chosen.pool.connection() as connection:
@@ -249,10 +273,9 @@ class Database(Part):
         await asyncio.gather(*(pool.drained() for pool in self._pools))
 
     async def _close(self) -> None:
-        for pool in self._pools:
-            await pool.close()
-        for engine in self._engines:
-            await engine.aclose()
+        # At once: each is bounded by itself, and so are all of them.
+        await asyncio.gather(*(pool.close() for pool in self._pools))
+        await asyncio.gather(*(engine.aclose() for engine in self._engines))
 
     async def _trim(self) -> None:
         for pool in self._pools:
@@ -265,6 +288,7 @@ class Database(Part):
                 reason=f"{statement.verb} outside db.transaction() would stay on a pooled connection",
                 statement=statement.text[:200],
             )
+        require_passing(statement)
         return statement, check_arguments(statement, args)
 
     def _require_outside(self) -> asyncio.Task[Any] | None:
@@ -293,11 +317,19 @@ class Database(Part):
             if location.dialect is not MYSQL or self.dialect is not MYSQL:
                 raise ValueError("replicas are for MySQL; a SQLite file has none")
             engine = _engine(location, self.config, self.telemetry)
-            name = f"{location.host}:{location.port}"
+            name = location.unix_socket or f"{location.host}:{location.port}"
+            if name in pools:
+                raise ValueError(f"{name} is named twice among the replicas")
             pools[name] = self._pool(name, self.config.pool_max, self.config.pool_min, writable=False, engine=engine)
             self._engines.append(engine)
-        self._pools += pools.values()
-        return Replicas(self._writers, pools, self.config, self.metrics)
+        if not pools:
+            return Replicas(self._writers, pools, self.config, self.metrics)
+        if self.config.replica_beat_s * 2 > self.config.replica_lag_s:
+            raise ValueError("replica_beat_s is at most half of replica_lag_s")
+        # Of its own, so that a crowd on the other does not make replicas look old.
+        heartbeat = self._pool("heartbeat", 1, 1, writable=True)
+        self._pools += [heartbeat, *pools.values()]
+        return Replicas(heartbeat, pools, self.config, self.metrics)
 
     def _declare_metrics(self) -> None:
         self.metrics = Metrics("daydo_db")

@@ -103,15 +103,23 @@ class PoolTimeout(
     DbError,
     code=50325,
     name="db.pool_timeout",
-    zh="数据库繁忙（等待 {waited_s} 秒，连接上限 {size}），请稍后重试。",
-    en="No database connection became free within {waited_s} s ({size} in all); "
-    "shorten transactions, or raise pool_max or acquire_timeout_s.",
+    zh="数据库繁忙，请稍后重试。",
+    en="The database is busy; please try again shortly.",
     retryable=True,
 ):
-    """Every connection was in use for ``acquire_timeout_s``."""
+    """Every connection was in use for ``acquire_timeout_s``: shorten transactions, or raise ``pool_max`` or that.
+
+    Clients read that the database is busy; the figures and the advice stand in ``str(error)``, for the log.
+    """
 
     waited_s: float
     size: int
+
+    def __str__(self) -> str:
+        return (
+            f"No database connection became free within {self.waited_s} s ({self.size} in all); "
+            "shorten transactions, or raise pool_max or acquire_timeout_s."
+        )
 
 
 class ConnectionLost(
@@ -190,12 +198,15 @@ class SchemaOutdated(
     zh="{package} 的数据表版本为 {have}，需要 {need}，请运行：{command}",
     en="The tables of {package} are at version {have}, this code needs {need}; run: {command}",
 ):
-    """Raised by a noun's start, never during work."""
+    """Raised by a noun's start, never during work. ``command`` shows no password."""
 
     package: str
     have: int
     need: int
     command: str
+
+    def __str__(self) -> str:
+        return super().__str__() + (" (with the password in place of ***)" if "***" in self.command else "")
 
 
 class SchemaEdited(

@@ -12,8 +12,10 @@ import asyncio
 import math
 import re
 import ssl
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import aiomysql  # type: ignore[import-untyped]
 from pymysql.constants import CLIENT  # type: ignore[import-untyped]
@@ -23,15 +25,25 @@ from pymysql.err import MySQLError, OperationalError  # type: ignore[import-unty
 from .config import DatabaseConfig, Location
 from .errors import ConnectionLost, DbError, QueryTimeout, StatementFailed
 from .mapping import from_mysql, without_values
-from .packets import IN_TRANSACTION, NO_BACKSLASH_ESCAPES, PING, QUERY, Shapes, Wire
+from .packets import AUTOCOMMIT, IN_TRANSACTION, NO_BACKSLASH_ESCAPES, PING, QUERY, Shapes, Wire
 from .telemetry import Telemetry
 from .tx import MYSQL, Result, Statement, Value, compile_statement
 
 _OLDEST = {"MySQL": (8, 0, 20), "MariaDB": (10, 6, 0)}
-_KILLS_AT_ONCE = 4
 
 # NO_BACKSLASH_ESCAPES is absent for good: with it a driver that escapes by backslash can be injected into.
 _SQL_MODE = "ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_TRANS_TABLES,ONLY_FULL_GROUP_BY,NO_ENGINE_SUBSTITUTION"
+
+_CHARSET = "utf8mb4"
+# What tells a server from every other; one that took over the address of another must not be confused with it.
+_IDENTITY = {"MySQL": "@@server_uuid", "MariaDB": "CONCAT_WS(' ', @@server_id, @@hostname, @@port, @@datadir)"}
+
+
+class _Thread(NamedTuple):
+    """A connection as its server knows it."""
+
+    server: str
+    number: int
 
 
 class _Login(aiomysql.Connection):  # type: ignore[misc]
@@ -78,8 +90,8 @@ class MysqlEngine:
         self._config = config
         self._telemetry = telemetry
         self._tls: ssl.SSLContext | None = None
-        self._kills: set[asyncio.Task[None]] = set()
-        self._killers = asyncio.Semaphore(_KILLS_AT_ONCE)
+        self._doomed: deque[_Thread] = deque()
+        self._killer: asyncio.Task[None] | None = None
         self._shapes = Shapes()
         self.version = ""
 
@@ -89,18 +101,23 @@ class MysqlEngine:
             async with asyncio.timeout(self._config.connect_timeout_s):
                 wire = await login.wire()
                 self.version = _version(login.server_version)
-                for sql in (self._settings(), "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"):
-                    await wire.ask(QUERY + sql.encode(), sql, self._shapes, None)
+                for sql in self._settings(writable=writable):
+                    await self._ask(wire, sql)
+                thread = await self._identify(login, wire)
         except BaseException as error:
             login.close()
             if isinstance(error, DbError) or not isinstance(error, Exception):
                 raise
             raise self._refusal(error) from error
-        return MysqlConnection(login, wire, self._config, self._telemetry, self._shapes, self._kill)
+        return MysqlConnection(login, wire, self._config, self._telemetry, self._shapes, partial(self._kill, thread))
 
     async def aclose(self) -> None:
-        while self._kills:
-            await asyncio.wait(self._kills)
+        killer = self._killer
+        if killer is not None and not killer.done():
+            await asyncio.wait([killer], timeout=self._config.connect_timeout_s)
+            killer.cancel()
+            await asyncio.wait([killer])
+        self._doomed.clear()
 
     def _login(self) -> _Login:
         location = self._location
@@ -118,12 +135,33 @@ class MysqlEngine:
             program_name="daydo",
         )
 
-    def _settings(self) -> str:
+    def _settings(self, *, writable: bool) -> Sequence[str]:
         lock_s = math.ceil(self._config.lock_timeout_s)
-        return (
-            f"SET SESSION sql_mode = '{_SQL_MODE}', time_zone = '+00:00', "
+        # First the character set: a server may ignore that of the login, and init_connect change it. Without COLLATE,
+        # since the server's choice for it is also that of tables made without one.
+        variables = (
+            f"SET NAMES {_CHARSET}, SESSION sql_mode = '{_SQL_MODE}', time_zone = '+00:00', autocommit = 1, "
             f"innodb_lock_wait_timeout = {lock_s}, lock_wait_timeout = {lock_s}"
         )
+        access = "READ WRITE" if writable else "READ ONLY"
+        return variables, f"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, {access}"
+
+    async def _identify(self, login: _Login, wire: Wire) -> _Thread:
+        """The other end of ``wire``, once it has been seen that both ends mean the same by a byte.
+
+        Text is escaped as UTF-8. A server that takes it for GBK sees a quote escaped where none is, and is injected
+        into.
+        """
+        identity = _IDENTITY[_version(login.server_version).partition(" ")[0]]
+        names = "@@character_set_client, @@character_set_connection, @@character_set_results"
+        *charsets, server = (await self._ask(wire, f"SELECT {names}, {identity}")).rows[0]
+        if set(charsets) != {_CHARSET}:
+            reason = f"the session's character set is {'/'.join(map(str, charsets))} and not {_CHARSET}"
+            raise StatementFailed(reason=reason, statement="connect")
+        return _Thread(str(server), login.server_thread_id[0])
+
+    async def _ask(self, wire: Wire, sql: str) -> Result:
+        return await wire.ask(QUERY + sql.encode(), sql, self._shapes, self._config.connect_timeout_s)
 
     def _refusal(self, error: Exception) -> DbError:
         if isinstance(error.__cause__, ssl.SSLError):  # Waiting does not mend a certificate.
@@ -134,22 +172,38 @@ class MysqlEngine:
             return ConnectionLost()
         return StatementFailed(reason=f"{type(error).__name__}: {error}", statement=f"connect to {self._location}")
 
-    def _kill(self, thread: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._kill_now(thread))
-        self._kills.add(task)
-        task.add_done_callback(self._kills.discard)
+    def _kill(self, thread: _Thread) -> None:
+        self._doomed.append(thread)
+        if self._killer is None or self._killer.done():
+            self._killer = asyncio.get_running_loop().create_task(self._kill_doomed())
 
-    async def _kill_now(self, thread: int) -> None:
-        async with self._killers:
-            login = self._login()
-            try:
-                async with asyncio.timeout(self._config.connect_timeout_s):
-                    wire = await login.wire()
-                    await wire.ask(QUERY + b"KILL %d" % thread, "KILL", self._shapes, None)
-            except (MySQLError, DbError, OSError):
-                pass  # It has ended by itself, or the server is not there to be asked.
-            finally:
-                login.close()
+    async def _kill_doomed(self) -> None:
+        """End the threads that nobody listens to any more, all by one connection.
+
+        It is another connection than theirs, and the address may lead to another server by now, or to the same one
+        started anew: there their numbers are somebody else's. Numbers only grow while a server runs.
+        """
+        login = self._login()
+        try:
+            async with asyncio.timeout(self._config.connect_timeout_s):
+                wire = await login.wire()
+                own = await self._identify(login, wire)
+            while self._doomed:
+                thread = self._doomed.popleft()
+                if thread.server == own.server and thread.number < own.number:
+                    await self._kill_one(wire, thread)
+        except (MySQLError, DbError, OSError):
+            self._doomed.clear()  # The server is not there to be asked, for none of them.
+        finally:
+            login.close()
+
+    async def _kill_one(self, wire: Wire, thread: _Thread) -> None:
+        try:
+            await self._ask(wire, f"KILL {thread.number}")
+        except MySQLError:
+            if wire.lost:
+                raise
+            # Else it has ended by itself.
 
 
 class MysqlConnection:
@@ -162,7 +216,7 @@ class MysqlConnection:
         config: DatabaseConfig,
         telemetry: Telemetry,
         shapes: Shapes,
-        kill: Callable[[int], None],
+        kill: Callable[[], None],
     ) -> None:
         self._login = login
         self._wire = wire
@@ -176,7 +230,8 @@ class MysqlConnection:
 
     @property
     def usable(self) -> bool:
-        return not self._wire.lost
+        # A procedure may have turned autocommit off: what came next here would be lost.
+        return not self._wire.lost and bool(self._wire.status & AUTOCOMMIT)
 
     @property
     def in_transaction(self) -> bool:
@@ -216,7 +271,7 @@ class MysqlConnection:
         except MySQLError as error:
             self._telemetry.failed()
             number, message = _number(error), _message(error)
-            error.args = (number, message)
+            error.args = (number, without_values(number, message))
             mapped = from_mysql(number, message, statement.text)
             if isinstance(mapped, ConnectionLost):
                 self._wire.abort()
@@ -225,11 +280,12 @@ class MysqlConnection:
             # Cancelled, out of time, or an answer nobody can read. Either way we do not know what the server is
             # doing, so this connection is done for, and the server is told.
             self._wire.abort()
-            self._kill(self._login.server_thread_id[0])
+            self._kill()
             self._telemetry.given_up(statement, args, self._now_s() - began_s)
             if isinstance(stop, TimeoutError):
                 raise QueryTimeout() from None
             if isinstance(stop, Exception):
+                stop.args = ()  # What could not be read stands in it.
                 raise ConnectionLost() from stop
             raise
         self._telemetry.done(statement, args, self._now_s() - began_s, result)
@@ -280,7 +336,7 @@ def _number(error: MySQLError) -> int:
 
 
 def _message(error: MySQLError) -> str:
-    return without_values(str(error.args[-1])) if error.args else ""
+    return str(error.args[-1]) if error.args else ""
 
 
 def _version(text: str) -> str:

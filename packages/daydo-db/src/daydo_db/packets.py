@@ -13,6 +13,7 @@ next packet.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
@@ -24,7 +25,7 @@ from pymysql.err import InternalError, MySQLError, OperationalError, raise_mysql
 
 from .tx import Result
 
-IN_TRANSACTION, MORE_RESULTS, NO_BACKSLASH_ESCAPES = 0x0001, 0x0008, 0x0200
+IN_TRANSACTION, AUTOCOMMIT, MORE_RESULTS, NO_BACKSLASH_ESCAPES = 0x0001, 0x0002, 0x0008, 0x0200
 QUIT, QUERY, PING = b"\x01", b"\x03", b"\x0e"
 
 _LARGEST = 0xFFFFFF
@@ -33,6 +34,7 @@ _WIDTHS = {0xFC: 2, 0xFD: 3, 0xFE: 8}
 _BINARY = 63
 _LOST = 2013
 _SHAPES_MAX = 4096
+_SHAPE_BYTES_MAX = 8 * 1024
 _CHUNK = 32 * 1024
 
 _Convert = Callable[[bytes], Any]
@@ -48,13 +50,18 @@ class Shape(NamedTuple):
 
 
 class Shapes:
-    """The last shape of each statement, by its text. At most ``_SHAPES_MAX``, then it starts anew."""
+    """The last shape of each statement, by its text. At most ``_SHAPES_MAX``, then it starts anew.
+
+    What is large is not remembered: a text that long rarely comes again, and would be kept for good.
+    """
 
     def __init__(self) -> None:
         self._of: dict[str, Shape] = {}
         self.get = self._of.get
 
     def put(self, text: str, shape: Shape) -> None:
+        if len(text) + len(shape.block) > _SHAPE_BYTES_MAX:
+            return
         if len(self._of) >= _SHAPES_MAX:
             self._of.clear()
         self._of[text] = shape
@@ -232,6 +239,8 @@ class Answer:
         try:
             raise_mysql_exception(packet)
         except MySQLError as error:
+            if packet[3:4] == b"#":
+                error.add_note(f"SQLSTATE {packet[4:9].decode('ascii', 'replace')}")
             self.error = error
         self.done = True
 
@@ -264,14 +273,13 @@ class Wire(asyncio.BufferedProtocol):
 
         Raises:
             MySQLError: the server said no (its number and message), or went away (2013).
-            TimeoutError: no complete answer within ``timeout_s``.
+            TimeoutError: no complete answer within ``timeout_s``; None is no limit.
         """
         if self.lost or self._answer is not None:
             raise OperationalError(_LOST, "the connection is lost")
         self._answered = answered = self._loop.create_future()
         self._answer = answer = Answer(text, shapes, self._send(command))
-        if timeout_s is not None:
-            self._limit(timeout_s)
+        self._limit(timeout_s)
         try:
             await answered
         finally:
@@ -347,13 +355,13 @@ class Wire(asyncio.BufferedProtocol):
             number += 1
         return number & 0xFF
 
-    def _limit(self, timeout_s: float) -> None:
+    def _limit(self, timeout_s: float | None) -> None:
         # One timer that finds out when it fires whether it still matters: most statements are done long before.
-        self._deadline_s = self._loop.time() + timeout_s
+        self._deadline_s = -math.inf if timeout_s is None else self._loop.time() + timeout_s
         if self._timer is not None and self._timer.when() > self._deadline_s:
             self._timer.cancel()
             self._timer = None
-        if self._timer is None:
+        if self._timer is None and timeout_s is not None:
             self._timer = self._loop.call_at(self._deadline_s, self._expire)
 
     def _expire(self) -> None:

@@ -250,7 +250,7 @@ def _mapped(error: DBAPIError, text: str) -> DbError:
         return from_sqlite(error.orig, text)
     match error.orig:
         case Exception(args=(int(number), message, *_)):
-            error.orig.args = (number, without_values(str(message)))
+            error.orig.args = (number, without_values(number, str(message)))
             return from_mysql(number, str(message), text)
     return ConnectionLost()  # The driver itself, on a connection that is closed or half read.
 

@@ -26,7 +26,8 @@ from .errors import (
     StorageFull,
     TransactionAborted,
 )
-from .tx import Dialect, Result, Value, check_arguments, compile_statement
+from .mapping import was_refused
+from .tx import Dialect, Result, Value, check_arguments, compile_statement, require_passing
 
 log = logging.getLogger("daydo")
 
@@ -64,7 +65,8 @@ class Transaction:
 
         Raises:
             TransactionAborted: the transaction is over.
-            StatementFailed: the statement commits silently (DDL on MySQL) or is itself BEGIN, COMMIT, ….
+            StatementFailed: the statement commits silently (DDL on MySQL) or is itself BEGIN, COMMIT, …, or it would
+                change the connection for whoever has it next.
         """
         statement = compile_statement(self.dialect.name, sql)
         if statement.verb in self._engine.refused_inside:
@@ -72,6 +74,7 @@ class Transaction:
                 reason=f"{statement.verb} would end the transaction; run DDL outside, nest with tx.savepoint()",
                 statement=statement.text[:200],
             )
+        require_passing(statement)
         args = check_arguments(statement, args)
         async with self._turn:
             self._require_alive()
@@ -123,6 +126,7 @@ class Transaction:
         Raises:
             TransactionAborted: it was dead already; the cause says since what.
             CommitUnknown: the answer did not come.
+            ConnectionLost: the server is read only by now; nothing was kept.
         """
         async with self._turn:
             self._require_alive()
@@ -133,6 +137,9 @@ class Transaction:
             try:
                 await self._connection.execute(compile_statement(self.dialect.name, "COMMIT"))
             except (ConnectionLost, QueryTimeout) as error:
+                if was_refused(error):
+                    self._die(error)
+                    raise
                 self.outcome = "unknown"
                 raise CommitUnknown() from error
             self.outcome = "committed"

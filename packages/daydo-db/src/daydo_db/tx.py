@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from .errors import StatementFailed
+
 Value = None | bool | int | float | str | bytes
 """What may be a parameter. Times are integers (µs UTC), decimals and dates are text."""
 
@@ -108,11 +110,15 @@ class Statement(NamedTuple):
         text: what the driver takes: ``?`` for SQLite, ``%s`` with ``%`` doubled for MySQL.
         placeholders: how many arguments it needs.
         verb: its first word in capitals.
+        writes: its verb says that it changes data or tables.
+        lasts: it changes the connection it runs on beyond itself: ``SET``, ``USE``, a temporary table.
     """
 
     text: str
     placeholders: int
     verb: str
+    writes: bool = False
+    lasts: bool = False
 
 
 # What is not code is passed over: a question mark in a literal, a quoted name or a comment is no placeholder.
@@ -126,17 +132,82 @@ _TOKENS = {
 _VERB = re.compile(r"(?:\s|\(|(?:--|\#)[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|/\*M?!\d*)*([A-Za-z]*)", re.DOTALL)
 
 
-@lru_cache(maxsize=4096)
+_WRITING = frozenset(
+    {"INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "IMPORT", "CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"}
+    | {"GRANT", "REVOKE", "ANALYZE", "OPTIMIZE", "REPAIR", "VACUUM", "REINDEX"}
+)
+# IF and below are MariaDB's programs outside a procedure, which may hold any of the others.
+_LASTING = {
+    "mysql": re.compile(
+        r"(?:SET|USE|PREPARE|EXECUTE|DEALLOCATE|HANDLER|IF|CASE|LOOP|REPEAT|WHILE|FOR)\b"
+        r"|CREATE\s+(?:OR\s+REPLACE\s+)?TEMPORARY\b|FLUSH\b.*\b(?:LOCK|EXPORT)\b|BACKUP\s+(?:UN)?(?:STAGE|LOCK)\b",
+        re.IGNORECASE | re.DOTALL,
+    ),
+    "sqlite": re.compile(
+        r"(?:ATTACH|DETACH)\b|CREATE\s+TEMP(?:ORARY)?\b"
+        # A pragma that is given something sets it, but for those that take an argument or write into the file.
+        r"|PRAGMA\s+(?:\w+\s*\.\s*)?(?!(?:\w+_(?:list|x?info|check)|wal_checkpoint|optimize|incremental_vacuum"
+        r"|user_version|application_id)\b)\w+\s*[=(]",
+        re.IGNORECASE,
+    ),
+}
+_INNERMOST = re.compile(r"\([^()]*\)")
+_WORD = re.compile(r"\b(?:SELECT|VALUES|TABLE|INSERT|UPDATE|DELETE|REPLACE)\b", re.IGNORECASE)
+_CACHED_CHARS = 4096
+
+
 def compile_statement(dialect: DialectName, sql: str) -> Statement:
-    """Compile once per dialect and text; parameters never become part of the text here."""
+    """Compile once per dialect and text; parameters never become part of the text here.
+
+    A text that is long is compiled each time: few come twice, and 4,096 of them would fill the memory.
+    """
+    return _compile(dialect, sql) if len(sql) > _CACHED_CHARS else _compiled(dialect, sql)
+
+
+def _compile(dialect: DialectName, sql: str) -> Statement:
     verb = _VERB.match(sql)
     name = verb[1].upper() if verb else ""
+    code = sql[verb.start(1) :] if verb else ""
+    writes = (_verb_behind_with(dialect, code) if name == "WITH" else name) in _WRITING
+    lasts = bool(_LASTING[dialect].match(code))
     marks = [match.span() for match in _TOKENS[dialect].finditer(sql) if match["mark"]]
     if dialect == "sqlite":
-        return Statement(sql, len(marks), name)
+        return Statement(sql, len(marks), name, writes, lasts)
     starts, ends = [0, *(end for _, end in marks)], [*(start for start, _ in marks), len(sql)]
     pieces = [sql[start:end].replace("%", "%%") for start, end in zip(starts, ends, strict=True)]
-    return Statement("%s".join(pieces), len(marks), name)
+    return Statement("%s".join(pieces), len(marks), name, writes, lasts)
+
+
+_compiled = lru_cache(maxsize=4096)(_compile)
+
+
+def _verb_behind_with(dialect: DialectName, code: str) -> str:
+    """The verb of a statement that begins with common table expressions, which stand in parentheses."""
+    code = _TOKENS[dialect].sub(" ", code)
+    while (outer := _INNERMOST.sub(" ", code)) != code:
+        code = outer
+    word = _WORD.search(code)
+    return word[0].upper() if word else ""
+
+
+_INSTEAD = {
+    "SET": "set it for the server or its user, or for one statement: SELECT /*+ SET_VAR(…) */",
+    "USE": "write schema.table",
+    "PRAGMA": "settings that last belong to the file",
+    "CREATE": "write a common table expression, WITH",
+}
+
+
+def require_passing(statement: Statement) -> None:
+    """Refuse what would change a connection that others use next.
+
+    Raises:
+        StatementFailed: with what to do instead.
+    """
+    if statement.lasts:
+        instead = _INSTEAD.get(statement.verb, "open a connection of your own for it")
+        reason = f"{statement.verb} would change the connection for whoever has it next; {instead}"
+        raise StatementFailed(reason=reason, statement=statement.text[:200])
 
 
 _PLAIN = frozenset({type(None), bool, int, str, bytes})

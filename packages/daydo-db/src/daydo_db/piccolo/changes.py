@@ -13,6 +13,7 @@ before COMMIT.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 
@@ -56,11 +57,13 @@ def changes(
     Both are versions of one table: same name, same primary key. Rows survive.
 
     Args:
-        renamed: columns' new names by their old ones, as they are called in the database.
+        renamed: columns' new names by their old ones, as they are called in the database. A new name may have been
+            that of a column which is itself renamed or dropped.
         dropped: columns that go, with all they hold.
 
     Raises:
         Unsupported: a change that would lose data or is not the same on both databases; it names the way in steps.
+        ValueError: ``renamed`` and ``dropped`` do not fit the two versions, or each other.
     """
     return _Change(before, after, dialect, dict(renamed or {}), dropped).statements()
 
@@ -78,12 +81,14 @@ class _Change:
     ) -> None:
         self.table, self.dialect = after, dialect
         self.tablename = checked_name(after._meta.tablename)
-        self.renamed = renamed
-        self.old = {renamed.get(name, name): column for name, column in _columns(before).items()}
         self.new = _columns(after)
-        self._require_named(before, renamed, dropped)
+        self._require_named(before, renamed, set(dropped))
+        self.renamed = _one_by_one({**renamed, **self._set_aside(before, renamed, dropped)})
+        self.old = {self.renamed.get(name, name): column for name, column in _columns(before).items()}
         self.old_rules = _by_name(self._moved(rule) for rule in (*constraints(before, dialect), *indexes(before)))
         self.new_rules = _by_name((*constraints(after, dialect), *indexes(after)))
+        for name in self.added:
+            self._require_filled(name)
         for name in self.old.keys() & self.new.keys():
             self._require_wider(name)
 
@@ -183,9 +188,12 @@ class _Change:
         return rule != other or altered
 
     def _moved(self, rule: Rule) -> Rule:
-        """A rule of ``before`` as it stands once the columns have been renamed. A CHECK does not follow."""
+        """A rule of ``before`` as it stands once the columns have been renamed.
+
+        A CHECK does not follow, and the same words mean other columns then: it goes, and comes again.
+        """
         if rule.kind == "check":
-            return rule
+            return rule._replace(columns=tuple(name for name in self.renamed if re.search(rf"\b{name}\b", rule.text)))
         columns = tuple(self.renamed.get(name, name) for name in rule.columns)
         text = rule.text.replace(f"({', '.join(rule.columns)})", f"({', '.join(columns)})", 1)
         return Rule(rule.kind, rule.name, columns, text)
@@ -205,21 +213,35 @@ class _Change:
         position = names.index(name)
         return f" AFTER {names[position - 1]}" if position else " FIRST"
 
-    def _require_named(self, before: type[Table], renamed: dict[str, str], dropped: Collection[str]) -> None:
+    def _set_aside(self, before: type[Table], renamed: dict[str, str], dropped: Collection[str]) -> dict[str, str]:
+        """Other names for the dropped columns whose own name another gets: they go at the end, as all dropped do."""
+        aside: dict[str, str] = {}
+        for name in sorted(set(dropped) & set(renamed.values())):
+            taken = _columns(before).keys() | self.new.keys() | set(aside.values())
+            names = (f"{name[:54]}_gone{number or ''}" for number in itertools.count())
+            aside[name] = next(free for free in names if free not in taken)
+        return aside
+
+    def _require_named(self, before: type[Table], renamed: dict[str, str], dropped: set[str]) -> None:
         if before._meta.tablename != self.tablename:
             raise Unsupported(what="renaming a table", instead="a new table, and statements of yours that copy")
         if renamed.get(primary_key(before), primary_key(before)) != primary_key(self.table):
             raise Unsupported(what="another primary key", instead="a new table, and statements of yours that copy")
-        unknown = (renamed.keys() | set(dropped)) - _columns(before).keys() | set(renamed.values()) - self.new.keys()
+        old, targets = _columns(before).keys(), set(renamed.values())
+        unknown = (renamed.keys() | dropped) - old | targets - self.new.keys()
         if unknown:
             raise ValueError(f"{self.tablename} has no {', '.join(sorted(unknown))}")
-        lost = set(self.gone) - set(dropped)
+        stays = self.new.keys() - targets
+        if renamed.keys() & dropped or dropped & stays or len(targets) < len(renamed):
+            raise ValueError(f"{self.tablename}: one column is renamed and dropped, dropped and kept, or made of two")
+        lost = old - renamed.keys() - dropped - stays
         if lost:
             names = ", ".join(sorted(lost))
             raise Unsupported(what=f"dropping {names} unsaid", instead="renamed={old: new} or dropped={name}")
-        for name in self.added:
-            if not self.new[name]._meta.null and default_text(self.new[name], self.dialect) is None:
-                raise Unsupported(what=f"a new column {name} that rows must fill", instead="default=… or null=True")
+
+    def _require_filled(self, name: str) -> None:
+        if not self.new[name]._meta.null and self._default(name) is None:
+            raise Unsupported(what=f"a new column {name} that rows must fill", instead="default=… or null=True")
 
     def _require_wider(self, name: str) -> None:
         # By MySQL's types on both: SQLite's own would not tell a SMALLINT from a BIGINT.
@@ -233,6 +255,18 @@ class _Change:
             )
         if self._fills(name) and self._default(name) is None:
             raise Unsupported(what=f"NOT NULL for {name}, which may hold NULLs", instead="default=…, which fills them")
+
+
+def _one_by_one(renamed: dict[str, str]) -> dict[str, str]:
+    """In an order in which every new name is free when its turn comes."""
+    left, ordered = dict(renamed), dict[str, str]()
+    while left:
+        free = [old for old, new in left.items() if new not in left]
+        if not free:
+            names = ", ".join(sorted(left))
+            raise Unsupported(what=f"renaming {names} in a circle", instead="two versions, another name in between")
+        ordered |= {old: left.pop(old) for old in free}
+    return ordered
 
 
 def _is_wider(old: str, new: str) -> bool:

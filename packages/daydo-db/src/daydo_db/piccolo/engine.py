@@ -22,13 +22,14 @@ from .insert import insert_statement
 from .shapes import Key, NoShape, shape
 from .statements import Converters, PiccoloStatement, prepare
 
-# Texts kept per database; the oldest goes first.
-_PLANS = 1024
+# Texts kept per database; the oldest goes first. Longer ones, of lists of thousands of values, are composed each time.
+_KEPT = 1024
+_KEPT_CHARS_MAX = 16_384
 # What SQLite takes at most; one bound for all.
 _VALUES = 32_766
 
 
-class Plan(NamedTuple):
+class Composed(NamedTuple):
     """All that running a query of one shape takes to know."""
 
     sql: str
@@ -51,7 +52,7 @@ class DatabaseEngine(Engine[BaseTransaction]):
     True from a bare ``await``, False from ``run_sync()``.
     """
 
-    __slots__ = ("_plans", "database")
+    __slots__ = ("_kept", "database")
 
     def __init__(self, database: Database) -> None:
         # Piccolo's own constructor would ask the server for its version, and so connect at import.
@@ -60,7 +61,7 @@ class DatabaseEngine(Engine[BaseTransaction]):
         self.log_queries = self.log_responses = False
         self.min_version_number = 0
         self.query_id = 0
-        self._plans: dict[Key, Plan] = {}
+        self._kept: dict[Key, Composed] = {}
         self.current_transaction: ContextVar[BaseTransaction | None] = ContextVar("daydo_db_piccolo", default=None)
 
     async def run(self, query: Query[Any, Any], where: object) -> Any:
@@ -74,24 +75,26 @@ class DatabaseEngine(Engine[BaseTransaction]):
         place = self.place(where)
         if isinstance(query, Insert):
             return await self._insert(query, place)
-        plan, args = self.plan(query)
-        result = await self.send(plan, args, place)
+        composed, args = self.composed(query)
+        result = await self.send(composed, args, place)
         if isinstance(query, CountRows):
             return result.rows[0][0]
         if isinstance(query, Exists):
             return bool(result.rows[0][0])
-        if plan.writes:
+        if composed.writes:
             return []
         output = cast("Select[Any] | Objects[Any]", query).output_delegate._output
         if isinstance(query, Objects) and query.prefetch_delegate.fk_columns:
             output.nested = True  # Piccolo says so while it composes, which a kept text saves
         if output.nested or output.load_json:
-            return await query._process_results(_dicts(plan, result))
+            if isinstance(query, Select) and not query.columns_delegate.selected_columns:
+                query.columns_delegate.selected_columns = query.table._meta.columns  # likewise
+            return await query._process_results(_dicts(composed, result))
         if isinstance(query, Objects):
-            return _objects(query.table, plan, result)
-        return _dicts(plan, result)
+            return _objects(query.table, composed, result)
+        return _dicts(composed, result)
 
-    def plan(self, query: Query[Any, Any]) -> tuple[Plan, list[Any]]:
+    def composed(self, query: Query[Any, Any]) -> tuple[Composed, list[Any]]:
         """The text of a query, composed once per shape, and this query's values."""
         if query._frozen_querystrings is not None:
             return self._compiled(query._frozen_querystrings[0])
@@ -99,40 +102,42 @@ class DatabaseEngine(Engine[BaseTransaction]):
             key, args = shape(query)
         except NoShape:
             return self._compose(query)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan, composed = self._compose(query)
-            if len(composed) != len(args):
-                return plan, composed
-            if len(self._plans) == _PLANS:
-                del self._plans[next(iter(self._plans))]
-            self._plans[key] = plan
-        return plan, args
+        composed = self._kept.get(key)
+        if composed is None:
+            composed, values = self._compose(query)
+            if len(values) != len(args):
+                return composed, values
+            if len(composed.sql) > _KEPT_CHARS_MAX:
+                return composed, args
+            if len(self._kept) == _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = composed
+        return composed, args
 
-    def _compose(self, query: Query[Any, Any]) -> tuple[Plan, list[Any]]:
+    def _compose(self, query: Query[Any, Any]) -> tuple[Composed, list[Any]]:
         return self._compiled(prepare(query))
 
-    def _compiled(self, querystring: QueryString) -> tuple[Plan, list[Any]]:
+    def _compiled(self, querystring: QueryString) -> tuple[Composed, list[Any]]:
         if not isinstance(querystring, PiccoloStatement):
             raise Unsupported(what="a bare QueryString", instead="tx.execute with SQL")
         sql, args = querystring.compile_string(self.engine_type)
-        return Plan(sql, querystring.writes, querystring.locks, querystring.converters), args
+        return Composed(sql, querystring.writes, querystring.locks, querystring.converters), args
 
-    async def send(self, plan: Plan, args: list[Any], where: Database | Reader | Tx) -> Result:
+    async def send(self, composed: Composed, args: list[Any], where: Database | Reader | Tx) -> Result:
         """Run a statement in a transaction, or by itself on a database."""
         if len(args) > _VALUES:
             raise Unsupported(what=f"{len(args)} values in one statement", instead=f"portions of at most {_VALUES}")
         replica = isinstance(where, Reader)
         where = where.database if isinstance(where, Reader) else where
-        if plan.writes or not isinstance(where, Database):
-            return await where.execute(plan.sql, args)
-        if plan.locks:
+        if composed.writes or not isinstance(where, Database):
+            return await where.execute(composed.sql, args)
+        if composed.locks:
             raise Unsupported(what="lock_rows() outside a transaction", instead="run(query, tx=tx)")
-        return await where.query(plan.sql, args, replica=replica)
+        return await where.query(composed.sql, args, replica=replica)
 
     async def _insert(self, query: Insert[Any], where: Database | Reader | Tx) -> list[dict[str, Any]]:
         statement = insert_statement(query, self.database.dialect.name)
-        await self.send(Plan(statement.sql, True, False, ()), statement.args, where)
+        await self.send(Composed(statement.sql, True, False, ()), statement.args, where)
         if statement.inserts_all:
             for row in query.add_delegate._add:
                 row._exists_in_db = True
@@ -151,8 +156,8 @@ class DatabaseEngine(Engine[BaseTransaction]):
         return place
 
     async def run_querystring(self, querystring: QueryString, in_pool: object = True) -> list[dict[str, Any]]:
-        plan, args = self._compiled(querystring)
-        return _dicts(plan, await self.send(plan, args, self.place(in_pool)))
+        composed, args = self._compiled(querystring)
+        return _dicts(composed, await self.send(composed, args, self.place(in_pool)))
 
     async def run_ddl(self, ddl: str, in_pool: bool = True) -> NoReturn:
         raise Unsupported(what="Piccolo's DDL", instead="ddl(table, dialect) in a numbered schema file")
@@ -177,27 +182,27 @@ class DatabaseEngine(Engine[BaseTransaction]):
         """Nothing: our migrations do."""
 
 
-def _rows(plan: Plan, result: Result) -> list[Any]:
-    if not plan.converters:
+def _rows(composed: Composed, result: Result) -> list[Any]:
+    if not composed.converters:
         return result.rows
     rows: list[Any] = [list(row) for row in result.rows]
     for row in rows:
-        for position, load in plan.converters:
+        for position, load in composed.converters:
             if row[position] is not None:
                 row[position] = load(row[position])
     return rows
 
 
-def _dicts(plan: Plan, result: Result) -> list[dict[str, Any]]:
+def _dicts(composed: Composed, result: Result) -> list[dict[str, Any]]:
     columns = result.columns
-    return [dict(zip(columns, row, strict=True)) for row in _rows(plan, result)]
+    return [dict(zip(columns, row, strict=True)) for row in _rows(composed, result)]
 
 
-def _objects(table: type[Table], plan: Plan, result: Result) -> list[Table]:
+def _objects(table: type[Table], composed: Composed, result: Result) -> list[Table]:
     if table.__init__ is not Table.__init__ or table.__setitem__ is not Table.__setitem__:
-        return [table(**row, _exists_in_db=True) for row in _dicts(plan, result)]
+        return [table(**row, _exists_in_db=True) for row in _dicts(composed, result)]
     names = [column._meta.name for column in table._meta.columns]
-    return [_object(table, names, row) for row in _rows(plan, result)]
+    return [_object(table, names, row) for row in _rows(composed, result)]
 
 
 def _object(table: type[Table], names: list[str], row: Iterable[Any]) -> Table:

@@ -120,8 +120,8 @@ async def affected(query: Update[Any] | Delete, database: Database | None = None
     engine = _engine(query)
     query._validate()  # type: ignore[no-untyped-call]
     where = tx if tx is not None else database
-    plan, args = engine.plan(query)
-    result = await engine.send(plan, args, engine.place(True if where is None else where))
+    composed, args = engine.composed(query)
+    result = await engine.send(composed, args, engine.place(True if where is None else where))
     return result.rowcount
 
 

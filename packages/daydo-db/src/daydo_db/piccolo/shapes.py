@@ -6,8 +6,9 @@ Piccolo composes a query's text anew each time it runs, which costs more than th
 Piccolo wrote for the first query of a key serves all others.
 
 Two rules keep that true. The key names whatever the walk passes that is not a value, each node under a tag of its
-own and with its length, so that two different queries never read alike. And what the walk does not know has no
-shape: :class:`NoShape` sends it the long way round.
+own and with its length, and of an expression also what its text does not show: its class and columns, which decide
+about joins and how values come back. So two different queries never read alike. And what the walk does not know has
+no shape: :class:`NoShape` sends it the long way round.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ def _select(query: Select[Any], key: list[Any], args: list[Any]) -> None:
         _selected(column, key, args)
     _condition(query.where_delegate._where, key, args)
     group_by = query.group_by_delegate._group_by
-    _expressions(() if group_by is None else group_by.columns, key, args)
+    if group_by is None:
+        key.append(None)
+    else:
+        _expressions(group_by.columns, key, args)
     _condition(query.having_delegate._where, key, args)
     _tail(query, key, args)
 
@@ -83,7 +87,8 @@ def _tail(query: Select[Any] | Objects[Any], key: list[Any], args: list[Any]) ->
         _expressions(item.columns, key, args)
     limit, offset = query.limit_delegate._limit, query.offset_delegate._offset
     lock = query.lock_rows_delegate._lock_rows
-    key += (limit and limit.number, offset and offset.number)
+    # As they are written: True equals 1 and is another text.
+    key += (limit and f"{limit.number}", offset and f"{offset.number}")
     if lock is not None:
         key += (lock.lock_strength, lock.nowait, lock.skip_locked, lock.of)
 
@@ -143,9 +148,12 @@ def _values(values: Any, store: Convert | None, key: list[Any], args: list[Any])
     if isinstance(values, QueryString):
         _value(values, None, key, args)
         return
-    key += ("list", len(values))
+    members: list[Any] = []
     for value in values:
-        _value(value, store, key, args)
+        _value(value, store, members, args)
+    # The usual list, of values alone, is told by its length: the key of a long one stays short.
+    plain = members.count("?") == len(members) == len(values)
+    key += ("values", len(values)) if plain else ("list", len(values), *members)
 
 
 def _value(value: Any, store: Convert | None, key: list[Any], args: list[Any]) -> None:
@@ -158,7 +166,9 @@ def _value(value: Any, store: Convert | None, key: list[Any], args: list[Any]) -
         if value._frozen_compiled_strings is not None:
             raise NoShape
         parts = value.args[: _fields(value.template)]
-        key += ("expression", value.template, len(parts))
+        key += ("expression", type(value), value.template, len(value.columns), len(parts))
+        for column in value.columns:
+            _column(column, key)
         for part in parts:
             _value(part, None, key, args)
     elif isinstance(value, Column):

@@ -253,10 +253,6 @@ def in_order(values: dict[Column, Any]) -> list[tuple[Column, Any]]:
     return ordered
 
 
-def _read_by_others(one: tuple[Column, Any], left: list[tuple[Column, Any]]) -> bool:
-    return any(_reads(value, one[0]) for column, value in left if column is not one[0])
-
-
 def _reads(value: object, column: Column) -> bool:
     if isinstance(value, Column):
         return bool(value._meta.db_column_name == column._meta.db_column_name)

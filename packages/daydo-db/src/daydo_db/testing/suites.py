@@ -266,6 +266,32 @@ class DatabaseConformance:
         with pytest.raises(errors.ForeignKeyViolation):
             await db.execute("DELETE FROM suite_row")
 
+    @pytest.mark.parametrize(
+        "sql",
+        [
+            "INSERT INTO suite_row (name) VALUES ('a')",
+            "UPDATE suite_row SET n = 1",
+            "DELETE FROM suite_row",
+            "DROP TABLE suite_row",
+            "WITH x AS (SELECT 1 AS a) DELETE FROM suite_row WHERE n IN (SELECT a FROM x)",
+        ],
+    )
+    async def test_a_query_does_not_write(self, db: Database, sql: str) -> None:
+        """The mistake shows here and not on the first replica; the message names the call that does."""
+        with pytest.raises(errors.StatementFailed, match="execute"):
+            await db.query(sql)
+        assert await _names(db) == []
+
+    async def test_nothing_stays_behind_on_a_connection(self, db: Database) -> None:
+        """What changes it for whoever has it next is refused, inside a transaction and outside."""
+        lasting = {"sqlite": "ATTACH ':memory:' AS other", "mysql": "SET @other = 1"}[db.dialect.name]
+        for call in (db.execute, db.query):
+            with pytest.raises(errors.StatementFailed):
+                await call(lasting)
+        async with db.transaction() as tx:
+            with pytest.raises(errors.StatementFailed):
+                await tx.execute(lasting)
+
     async def test_writing_without_tx_inside_a_transaction_is_refused_at_once(self, db: Database) -> None:
         """It would wait for itself. Reading, another task, and the time after are free."""
         async with db.transaction() as tx:
