@@ -42,12 +42,34 @@ def test_check_names_what_is_missing_and_migrate_mends_it(tmp_path, database_bac
         settings = {"DAYDO_DATABASE_URL": url}
         before = daydo("check", folder=tmp_path, **settings)
         assert before.returncode == 1
-        assert "migrate" in before.stdout
+        assert "daydo db up" in before.stdout
         for _ in range(2):
             migrated = daydo("migrate", folder=tmp_path, **settings)
             assert migrated.returncode == 0, migrated.stderr
         after = daydo("check", folder=tmp_path, **settings)
         assert after.returncode == 0, after.stdout
+
+
+def test_check_looks_whether_the_replicas_follow(tmp_path, database_backends):
+    """One that shows the primary's heartbeat passes (here it is the primary itself); one that does not is named."""
+    servers = [backend for backend in database_backends if backend.dialect == "mysql"]
+    if not servers:
+        pytest.skip("asked for the embedded back ends alone")
+    (tmp_path / "other").mkdir()
+    with fresh_database(servers[0], tmp_path) as url, fresh_database(servers[0], tmp_path / "other") as other:
+        settings = {"DAYDO_DATABASE_URL": url, "DAYDO_DATABASE__REPLICA_LAG_S": "1", "COLUMNS": "300"}
+        for database in (url, other):
+            daydo("migrate", folder=tmp_path, **{**settings, "DAYDO_DATABASE_URL": database})
+        good = daydo("check", folder=tmp_path, **settings, DAYDO_DATABASE_REPLICAS=url)
+        assert good.returncode == 0, good.stdout
+        assert " follows within " in good.stdout
+        for replica, said in (
+            (other, "does not follow"),
+            ("mysql://u@127.0.0.1:1/x", "127.0.0.1:1: The database cannot"),
+        ):
+            bad = daydo("check", folder=tmp_path, **settings, DAYDO_DATABASE_REPLICAS=replica)
+            assert bad.returncode == 1
+            assert said in bad.stdout
 
 
 def test_bad_settings_end_every_command_with_words_and_status_1(tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import pty
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -59,8 +63,9 @@ def test_status_asks_for_up_and_is_satisfied_by_it(daydo):
 
 def test_a_backup_is_made_listed_and_restored(daydo, tmp_path):
     """The configured database is refused as a target while it holds something; another one becomes a copy."""
-    assert daydo("backups")[0] == 1
-    assert daydo("restore", "newest")[0] == 1
+    for command in (("backups",), ("restore", "newest")):
+        status, _, said = daydo(*command)
+        assert (status, f"there is no backup in {tmp_path / 'data' / 'backups'}" in said) == (1, True)
     daydo("up")
     made = daydo("backup")
     assert made[0] == 0, made[2]
@@ -71,7 +76,7 @@ def test_a_backup_is_made_listed_and_restored(daydo, tmp_path):
 
     status, _, said = daydo("restore", "newest")
     assert status == 1
-    assert "force" in said
+    assert "; --force replaces it" in said
     copy = tmp_path / "copy.db"
     assert daydo("restore", name, "--into", f"sqlite:///{copy}")[0] == 0
     assert tables(copy) == tables(tmp_path / "data" / "daydo.db")
@@ -88,7 +93,45 @@ def test_what_fails_is_said_in_words(daydo, monkeypatch, tmp_path):
     assert "No backup was made" in said
     status, _, said = daydo("restore", "daydo-20260101T000000Z")
     assert status == 1
+    assert "it is a file; backups need a folder" in said
+    monkeypatch.setenv("DAYDO_BACKUP__FOLDER", str(tmp_path / "folder"))
+    status, _, said = daydo("restore", "daydo-20260101T000000Z")
+    assert status == 1
     assert "no backup named daydo-20260101T000000Z" in said
+
+
+def test_a_backup_makes_no_database(daydo, tmp_path, monkeypatch):
+    """Cron without the settings: not an empty database that is backed up and takes the real backup's place."""
+    status, _, said = daydo("backup")
+    assert (status, "DAYDO_DATABASE_URL is not among them" in said) == (1, True)
+    monkeypatch.setenv("DAYDO_DATABASE_URL", f"sqlite:///{tmp_path / 'misspelt.db'}")
+    assert daydo("backup")[0] == 1
+    assert not [*tmp_path.rglob("*.db"), *tmp_path.rglob("backups")]
+
+
+def test_a_url_with_a_password_is_read_from_standard_input(daydo, tmp_path, monkeypatch):
+    """Every user of the host can read a command line; one that cannot be read is a wrong usage, and not repeated."""
+    daydo("up")
+    daydo("backup")
+    copy = tmp_path / "copy.db"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"sqlite:///{copy}\n"))
+    assert daydo("restore", "newest", "--into", "-")[0] == 0
+    assert tables(copy) == tables(tmp_path / "data" / "daydo.db")
+    monkeypatch.setattr("sys.stdin", io.StringIO("postgres://user:hunter2@host/shop\n"))
+    with pytest.raises(SystemExit) as end:
+        daydo("restore", "newest", "--into", "-")
+    assert end.value.code == 2
+
+
+def test_a_broken_backup_is_told_on_standard_error(daydo, tmp_path):
+    """The newest good one is another than the operator thinks."""
+    daydo("up")
+    daydo("backup")
+    bad = tmp_path / "data" / "backups" / "daydo-20300101T000000Z"
+    bad.mkdir()
+    command = [sys.executable, "-m", "reference_app.cli", "db", "backups"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"{bad.name} in {bad.parent} is left out" in ran.stderr
 
 
 def test_old_backups_go_as_the_settings_say(daydo, monkeypatch):
@@ -108,6 +151,48 @@ def test_explain_is_handed_on_with_its_verdict(daydo, monkeypatch):
 
     monkeypatch.setattr(reference_app.explain, "explain", explain)
     assert daydo("explain")[0] == 1
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_ends_a_command_as_ctrl_c_does(daydo, monkeypatch, request, ctrl_c):
+    """What was begun is cleaned up; status 143, also in a shell's background, where Ctrl-C means nothing."""
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, ctrl_c)))
+    cleaned = []
+
+    async def explain(settings: object) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(60)
+        finally:
+            cleaned.append(True)
+        return 0
+
+    monkeypatch.setattr(reference_app.explain, "explain", explain)
+    before = signal.getsignal(signal.SIGTERM)
+    status, _, said = daydo("explain")
+    assert (status, cleaned, said) == (143, [True], "stopped\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_the_server_said_is_told(daydo, monkeypatch):
+    """And where it should be, without the password."""
+    monkeypatch.setenv("DAYDO_DATABASE_URL", "mysql://daydo:hunter2@127.0.0.1:1/daydo")
+    status, _, said = daydo("status")
+    assert status == 1
+    assert said.startswith("The database cannot be reached")
+    assert "(database: 127.0.0.1:1)" in said
+    assert "Connect call failed" in said
+    assert "hunter2" not in said
+
+
+def test_a_url_that_cannot_be_read_is_wrong_usage(daydo, capsys):
+    """Status 2, and the URL is not repeated."""
+    with pytest.raises(SystemExit) as end:
+        daydo("restore", "newest", "--into", "mysql://u:S3cr#et@h/x")
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "--into: database URL: write mysql://" in said
+    assert "S3cr" not in said
 
 
 def test_help_says_what_the_exit_statuses_mean(daydo, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ import pytest
 
 from daydo_db import Database
 from daydo_db.explain import Workload, examine
+from daydo_kernel import new_id
 from reference_app import explain as explaining
 from reference_app.explain import Judged, explain, judge, scratch, walked
 from reference_app.explain_data import tables
@@ -104,10 +106,14 @@ def test_the_sources_are_looked_through() -> None:
     assert {"store.py", "ledger.py", "history.py", "janitor.py", "stream.py", "repository.py"} <= files
 
 
-async def test_the_command_prints_the_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit status 0, and the plans beside the statements."""
+async def test_the_command_prints_the_verdicts(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Exit status 0, and the plans beside the statements: a line each, for `cut`. Nothing is said of made-up rows."""
     assert await explain(Settings(), rows=FEW_ROWS) == 0
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     printed = capsys.readouterr().out
+    assert {(line.split("\t")[0], len(line.split("\t"))) for line in printed.splitlines()} == {("ok", 5)}
     assert "daydo_quota_account" in printed
     assert "scans" not in printed
 
@@ -134,3 +140,20 @@ async def test_the_scratch_database_is_gone_afterwards(database_url: str) -> Non
         assert set(names).isdisjoint(found for (found,) in (await own.query("SHOW DATABASES")).rows)
         assert len(names) == 1
         assert await tables(own) == []
+
+
+@pytest.mark.dialect("mysql")
+async def test_what_a_killed_run_has_left_goes_with_the_next_one(database_url: str) -> None:
+    """Only what is ours and old: a younger database may be another run's, at this moment."""
+    old, young = f"daydo_explain_{'0' * 26}", new_id("daydo_explain").lower()
+    foreign = f"daydo_explain_{'0' * 25}"
+    async with Database(database_url) as own:
+        for name in (old, young, foreign):
+            await own.execute(f"CREATE DATABASE IF NOT EXISTS {name}")
+        try:
+            async with scratch(database_url):
+                found = {name for (name,) in (await own.query("SHOW DATABASES")).rows}
+            assert (old in found, young in found, foreign in found) == (False, True, True)
+        finally:
+            for name in (old, young, foreign):
+                await own.execute(f"DROP DATABASE IF EXISTS {name}")

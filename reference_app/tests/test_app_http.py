@@ -68,6 +68,16 @@ def test_a_ten_megabyte_password_is_refused(visitor):
     assert answer.status_code in (400, 413)
 
 
+@pytest.mark.parametrize("path", ["/tasks", "/quota/history"])
+@pytest.mark.parametrize("query", ["limit=1e1", "limit=1.0", "limit=%201", "limit=1_0", "limit=1&limit=2"])
+def test_a_number_is_written_in_digits_and_once(user, path, query):
+    """The framework would take 1e1 for 10, and the last of several."""
+    answer = user.call("GET", f"{path}?{query}")
+    assert (answer.status_code, answer.json()["error"]) == (400, "kernel.bad_request")
+    assert [error["field"] for error in answer.json()["errors"]] == ["limit"]
+    assert user.call("GET", f"{path}?limit=10").is_success
+
+
 def test_a_client_request_id_comes_back_and_a_hostile_one_does_not(visitor):
     """Well-formed ids connect two systems' logs; others are replaced."""
     known = visitor.call("GET", "/features", headers={"X-Request-ID": "shop-42"})

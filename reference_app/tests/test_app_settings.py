@@ -90,6 +90,42 @@ def test_a_url_that_nobody_can_use_is_a_problem_like_any_other(environ, name, va
     assert "for example" in problem
 
 
+MYSQL = {"DAYDO_DATABASE_URL": "mysql://h/x"}
+
+
+@pytest.mark.parametrize(
+    ("database", "replicas", "words"),
+    [
+        (MYSQL, "rubbish", "URL 1 of 1: database URL: it starts with"),
+        (MYSQL, "mysql://h:3307/x mysql://h:abc/x", "URL 2 of 2: database URL: write mysql://"),
+        (MYSQL, "sqlite:///x", "replicas are for MySQL"),
+        (MYSQL, "mysql://r/x mysql://r/x", "named twice"),
+        ({}, "mysql://h/x", "replicas are for MySQL"),
+    ],
+)
+def test_replicas_that_nobody_can_use_are_a_problem_like_any_other(environ, database, replicas, words):
+    """Each by its number, with an example, and not a traceback of `daydo serve`."""
+    [problem] = problems_of(environ | database | {"DAYDO_DATABASE_REPLICAS": replicas})
+    assert problem.startswith("DAYDO_DATABASE_REPLICAS")
+    assert words in problem
+    assert "for example DAYDO_DATABASE_REPLICAS=" in problem
+
+
+@pytest.mark.parametrize("name", ["DAYDO_DATABASE_URL", "DAYDO_DATABASE_REPLICAS", "DAYDO_REDIS_URL"])
+def test_no_part_of_a_password_is_printed(environ, name):
+    """Written plainly it ends at its # and the rest looks like anything; the words tell how to write it."""
+    scheme = "redis" if "REDIS" in name else "mysql"
+    found = problems_of(environ | MYSQL | {name: f"{scheme}://u:S3cr#et/Pw@h:1/0"})
+    assert "%23 %2F %3F %40 %3A" in found[0]
+    assert "S3cr" not in "".join(found)
+
+
+def test_a_sqlite_file_in_no_folder_is_a_problem_like_any_other(environ, tmp_path):
+    """SQLite's own words would come out of a thread, with its traceback."""
+    [problem] = problems_of(environ | {"DAYDO_DATABASE_URL": f"sqlite:///{tmp_path}/no/such/x.db"})
+    assert f"mkdir -p {tmp_path}/no/such" in problem
+
+
 def test_a_run_may_not_hold_credits_longer_than_the_ledger_allows(environ):
     """Two settings that together would refuse every paid task."""
     [problem] = problems_of(environ | {"DAYDO_QUOTA__MAX_HOLD_TTL_S": "60"})

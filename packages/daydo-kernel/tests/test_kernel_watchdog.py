@@ -128,3 +128,14 @@ def test_program_under_another_name(tmp_path: Path, folder: Path) -> None:
     wait_until(lambda: note.exists() and note.read_text() != "")
     server.stop()
     assert note.read_text().startswith("redis-server -c ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone offers it")
+def test_server_does_not_outlive_a_killed_watchdog(tmp_path: Path, folder: Path) -> None:
+    """SIGKILL gives a watchdog no time to do anything: the system ends the server."""
+    note = tmp_path / "pid"
+    server = PrivateServer([sys.executable, "-c", SERVER.format(before=""), str(note)], folder)
+    pid = pid_in(note)
+    os.kill(server._process.pid, signal.SIGKILL)
+    wait_until(lambda: not alive(pid))
+    server.stop()

@@ -12,9 +12,21 @@ from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis as Client
+from redis.exceptions import ResponseError
 
 from daydo_kernel.testing import ManualClock
-from daydo_redis import Message, Redis, RedisCommandFailed, RedisConfig, RedisError, RedisTimeout, RedisUnavailable
+from daydo_redis import (
+    Message,
+    Redis,
+    RedisCommandFailed,
+    RedisConfig,
+    RedisError,
+    RedisFull,
+    RedisTimeout,
+    RedisUnavailable,
+)
+from daydo_redis.call import Call
+from daydo_redis.calls import _refused
 from daydo_redis.embedded import PrivateRedis
 from daydo_redis.testing import SHORT_S, START_S, eventually
 
@@ -418,3 +430,52 @@ async def test_leaving_lets_nobody_hang(frozen: PrivateRedis) -> None:
             await asyncio.sleep(0.01)
         answers = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(answer, RedisUnavailable) for answer in answers)
+
+
+@pytest.fixture
+async def out_of_memory(server: PrivateRedis) -> AsyncIterator[Redis]:
+    """A server that is at its maxmemory."""
+    async with Redis(server.url) as redis:
+        await redis.call("CONFIG", "SET", "maxmemory", "1")
+        yield redis
+
+
+async def test_no_memory_is_an_outage_and_over_once_there_is_room(out_of_memory: Redis) -> None:
+    """Writes and writing scripts are RedisFull, worth another try; reads go on, and the breaker stays closed."""
+    write = out_of_memory.script("return redis.call('SET', KEYS[1], 'v')")
+    for call in (lambda: out_of_memory.set("k", "v"), lambda: write(keys=["k"])):
+        for _ in range(4):
+            with pytest.raises(RedisFull) as full:
+                await call()
+            assert (full.value.status, full.value.retryable, full.value.reason) == (507, True, "OOM")
+    assert await out_of_memory.get("k") is None
+    await out_of_memory.call("CONFIG", "SET", "maxmemory", "0")
+    assert await out_of_memory.set("k", "v")
+
+
+async def test_a_disk_that_cannot_be_saved_to_is_an_outage_and_health_says_so(server: PrivateRedis) -> None:
+    """MISCONF: Redis refuses writes, and PING too."""
+    (server.folder / "dump.rdb").mkdir()  # What is saved cannot be given its name.
+    async with Redis(server.url) as redis:
+        await redis.call("CONFIG", "SET", "save", "3600 1")
+        await redis.set("k", "v")
+        await redis.call("BGSAVE")
+
+        async def failed_to_save() -> bool:
+            return b"rdb_last_bgsave_status:err" in await redis.call("INFO", "persistence")
+
+        await eventually(failed_to_save)
+        with pytest.raises(RedisFull) as full:
+            await redis.set("k", "w")
+        assert full.value.reason == "MISCONF"
+        assert await redis.get("k") == b"v"
+        assert (await redis.health()).status == "degraded"
+        await redis.call("CONFIG", "SET", "save", "")  # It would not end without having saved.
+
+
+@pytest.mark.parametrize("kind", ["OOM", "MISCONF"])
+def test_a_script_of_redis_6_hides_the_reason_behind_its_own_words(kind: str) -> None:
+    """There the error of what a script called stands at the end."""
+    said = f"Error running script (call to f_0): @user_script:1: @user_script: 1: -{kind} not now"
+    assert isinstance(_refused(Call("EVALSHA"), ResponseError(said)), RedisFull)
+    assert isinstance(_refused(Call("SET"), ResponseError(f"no such thing as {kind}")), RedisCommandFailed)

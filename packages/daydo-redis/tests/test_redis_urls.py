@@ -37,18 +37,43 @@ def test_good_url_is_known_without_asking_anybody(url: str, backend: str) -> Non
         ("redis+sentinel://a:1/shop/first", "/primary_name"),
         ("redis+sentinel:///shop", "names hosts"),
         ("redis+sentinel://a:1,/shop", "names hosts"),
-        ("redis+sentinel://a:port/shop", "port"),
-        ("redis+sentinel://a/shop?x=1", "x"),
+        ("redis+sentinel://a:port/shop", "port a number"),
+        ("redis+sentinel://a/shop?x=1", "option"),
         ("redis+cluster://a/3", "one database"),
-        ("redis+cluster://a?x=1", "x"),
-        ("http+cluster://a", "no such scheme"),
-        ("redis+magic://a", "schemes"),
+        ("redis+cluster://a?x=1", "option"),
+        ("http+cluster://a", "embedded://"),
+        ("redis+magic://a", "rediss\\+sentinel://"),
+        ("localhost:6379", "redis\\+cluster://"),
     ],
 )
 def test_bad_url_is_refused_at_once(url: str, words: str) -> None:
     """What cannot work is a ValueError of the constructor that says what is missing."""
     with pytest.raises(ValueError, match=words):
         Redis(url)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "redis+cluster"])
+@pytest.mark.parametrize("login", [":S3cr#et/x", "u:S3cr/et", "u:12/S3cr", "u:S3cr?et=1", "u:[S3cr"])
+def test_refused_url_is_not_repeated(scheme: str, login: str) -> None:
+    """A password with a # / or ? ends the login too early: the words tell how to write it, and not what it is."""
+    with pytest.raises(ValueError, match="%23 %2F %3F %40 %3A") as caught:
+        Redis(f"{scheme}://{login}@h:1/0")
+    assert "S3cr" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://u:a@b?S3cr=1@h/1", "redis://h?S3cr=1", "redis://h?db=S3cr", "redis://h/S3cr", "embedded://S3cr"]
+)
+def test_refused_part_is_not_repeated(url: str) -> None:
+    """Nor is anything else of a URL, for who knows where in it the password is."""
+    with pytest.raises(ValueError, match="Redis URL") as caught:
+        Redis(url)
+    assert "S3cr" not in str(caught.value)
+
+
+def test_option_of_a_url_with_a_login_may_hold_an_at_sign() -> None:
+    """It cannot be mistaken for the end of a login."""
+    assert backend_of("redis+sentinel://u:p@a/shop?sentinel_password=p@w", CONFIG) == "sentinel"
 
 
 def test_sentinel_url_says_everything() -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from daydo_db import Database
+from daydo_db import Database, DbError
 from daydo_kernel import DaydoError, SystemClock
 from daydo_redis import Redis
 
 from .main import SCHEMAS
 from .settings import Settings
+from .words import in_words, place
 
 SKEW_WARNING_S = 1.0
+_LOOK_EVERY_S = 0.02
 
 Probe = Callable[[Settings], Awaitable[str]]
 
@@ -30,10 +35,10 @@ async def check(settings: Settings) -> int:
     failed = False
     for name, probe in _PROBES.items():
         try:
-            table.add_row(name, "[green]ok[/green]", await probe(settings))
+            table.add_row(name, "[green]ok[/green]", escape(await probe(settings)))
         except (DaydoError, Unfit, OSError) as error:
             failed = True
-            table.add_row(name, "[red]failed[/red]", str(error))
+            table.add_row(name, "[red]failed[/red]", escape(in_words(error, settings)))
     Console().print(table)
     return int(failed)
 
@@ -66,6 +71,45 @@ async def _schema(settings: Settings) -> str:
     return f"current for {', '.join(SCHEMAS)}"
 
 
+async def _replicas(settings: Settings) -> str:
+    replicas = settings.database_replicas.split()
+    if not replicas:
+        return "none"
+    async with Database(settings.resolved_database_url, settings.database) as primary:
+        await primary.require_schema("daydo_db")
+        await primary.execute(f"UPDATE daydo_db_heartbeat SET at_us = {primary.dialect.now_us} WHERE id = 1")  # noqa: S608
+        beat_us = await _heartbeat_us(primary)
+    began_s = time.monotonic()
+    return ", ".join([await _follows(url, beat_us, began_s, settings) for url in replicas])
+
+
+async def _follows(url: str, beat_us: int, began_s: float, settings: Settings) -> str:
+    """How long the replica at ``url`` took to show what the primary wrote at ``began_s``."""
+    name = place(url)
+    bound_s = settings.database.replica_lag_s
+    try:
+        async with Database(url, settings.database) as replica:
+            while (shown_us := await _heartbeat_us(replica)) < beat_us:
+                if time.monotonic() - began_s > bound_s:
+                    behind_s = (beat_us - shown_us) / 1_000_000
+                    raise Unfit(f"{name} is {behind_s:.0f} s behind, or does not follow; reads go to the primary")
+                await asyncio.sleep(_LOOK_EVERY_S)
+    except DbError as error:
+        raise Unfit(f"{name}: {in_words(error)}") from error
+    except LookupError:
+        raise Unfit(f"{name} has no heartbeat of this database: it does not follow") from None
+    return f"{name} follows within {time.monotonic() - began_s:.2f} s"
+
+
+async def _heartbeat_us(db: Database) -> int:
+    """The primary's time in the row that measures lag.
+
+    Raises:
+        LookupError: the row is not there.
+    """
+    return int((await db.query("SELECT at_us FROM daydo_db_heartbeat WHERE id = 1")).rows[0][0])
+
+
 async def _redis(settings: Settings) -> str:
     async with Redis(settings.redis_url, settings.redis) as redis:
         await redis.call("PING")
@@ -81,5 +125,6 @@ _PROBES: dict[str, Probe] = {
     "data folder": _data_folder,
     "database": _database,
     "schema": _schema,
+    "replicas": _replicas,
     "redis": _redis,
 }

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from rich import filesize
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
 from rich.text import Text
 
 from daydo_db import Database
-from daydo_db.backup import Backup, Backups, BackupUnknown, Progress
+from daydo_db.backup import Backup, BackupFailed, Backups, Progress, RestoreRefused
+from daydo_db.config import parse_url
 from daydo_db.migrate import Status, Step, migrate, status
 from daydo_kernel import SystemClock
 
 from .main import SCHEMAS
 from .settings import Settings, load_settings
+from .words import show
 
 NEWEST = "newest"
+_STDIN = "-"
+# What the library calls an argument, and what it is here.
+_OPTIONS = {"force=True": "--force", "while_in_use=True": "--while-in-use"}
 _STAGES = {"dump": "Dump", "verify": "Verify by a restore", "restore": "Restore"}
 _COLOURS = {"applied": "green", "newer": "green", "pending": "yellow", "half_applied": "red", "edited": "red"}
 _UP_TO_DATE = {"applied", "newer"}
@@ -35,9 +41,7 @@ _EXIT = """exit status:
   backups  0 there is one; 1 there is none
   restore  0 done; 1 refused or failed (MySQL: the target may hold a part); 130 Ctrl-C, likewise
   explain  0 no statement scans a table; 1 one does
-  2 wrong usage"""
-
-Rows = Sequence[Sequence[str | Text]]
+  2 wrong usage, or a URL that cannot be read; 143 SIGTERM, which does what Ctrl-C does"""
 
 
 def add_to(commands: Any) -> None:
@@ -57,20 +61,29 @@ def add_to(commands: Any) -> None:
     add("backups", _backups, "list the good ones")
     restore = add("restore", _restore, "load a backup into an empty database; stop the service before")
     restore.add_argument("name", metavar="NAME", help=f"as `backups` lists it, or `{NEWEST}`")
-    restore.add_argument("--into", metavar="URL", help="another database than the configured one")
+    restore.add_argument(
+        "--into", metavar="URL", type=_url, help="another database than the configured one; - reads it from stdin"
+    )
     restore.add_argument("--force", action="store_true", help="drop everything that the target holds")
-    add("explain", _explain, "does any shipped statement read a whole table? (on generated rows)")
+    restore.add_argument("--while-in-use", action="store_true", help="MySQL: also while other sessions use the target")
+    add("explain", _explain, "does any shipped statement read a whole table? (in a database of its own)")
 
 
 def _run(run: Callable[[Settings, argparse.Namespace], Awaitable[int]], options: argparse.Namespace) -> int:
     async def main() -> int:
         return await run(load_settings(), options)
 
+    return asyncio.run(main())
+
+
+def _url(text: str) -> str:
+    if text == _STDIN:  # every user of the host can read a command line, and a password in it
+        text = sys.stdin.readline().strip()
     try:
-        return asyncio.run(main())
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped", style="red")
-        return 130
+        parse_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None  # argparse's own words would repeat a password
+    return text
 
 
 async def _up(settings: Settings, _: argparse.Namespace) -> int:
@@ -83,7 +96,7 @@ async def _up(settings: Settings, _: argparse.Namespace) -> int:
     async with Database(settings.resolved_database_url, settings.database) as db:
         applied = await migrate(db, *SCHEMAS, progress=told)
     ran = [(file.package, f"{file.version:04}_{file.name}", str(file.statements)) for file in applied]
-    _show(("package", "file", "statements"), ran)
+    show(("package", "file", "statements"), ran, whole=("file",))
     Console().print("up to date", style="green")
     return 0
 
@@ -91,35 +104,46 @@ async def _up(settings: Settings, _: argparse.Namespace) -> int:
 async def _status(settings: Settings, _: argparse.Namespace) -> int:
     async with Database(settings.resolved_database_url, settings.database) as db:
         files = await status(db, *SCHEMAS)
-    _show(("package", "file", "state", "statements"), [_standing(file) for file in files])
+    show(("package", "file", "state", "statements"), [_standing(file) for file in files], whole=("file",))
     return int(any(file.state not in _UP_TO_DATE for file in files))
 
 
 async def _backup(settings: Settings, _: argparse.Namespace) -> int:
+    _require_database(settings)
     async with Database(settings.resolved_database_url, settings.database) as db, _backups_of(settings, db) as backups:
         with _bars() as told:
             backup = await backups.create(progress=told)
-    _show(_HEADERS, [_line(backup)])
+    show(_HEADERS, [_line(backup)], whole=_WHOLE)
     return 0
 
 
 async def _backups(settings: Settings, _: argparse.Namespace) -> int:
     found = await _backups_of(settings).list()
-    _show(_HEADERS, [_line(backup) for backup in found])
-    return int(not found)
+    if not found:
+        raise FileNotFoundError(f"there is no backup in {settings.backup_path}")
+    show(_HEADERS, [_line(backup) for backup in found], whole=_WHOLE)
+    return 0
 
 
 async def _restore(settings: Settings, options: argparse.Namespace) -> int:
     backups, name = _backups_of(settings), options.name
     if name == NEWEST:
-        found = await backups.list()
-        if not found:
-            raise BackupUnknown(backup=NEWEST)
-        name = found[-1].name
-    with _bars() as told:
-        url = options.into or settings.resolved_database_url
-        backup = await backups.restore(name, url, force=options.force, progress=told)
-    _show(_HEADERS, [_line(backup)])
+        found = await backups.newest()
+        if found is None:
+            raise FileNotFoundError(f"there is no backup in {settings.backup_path}; one of the future is not taken")
+        name = found.name
+    url = options.into or settings.resolved_database_url
+    try:
+        with _bars() as told:
+            backup = await backups.restore(
+                name, url, force=options.force, while_in_use=options.while_in_use, progress=told
+            )
+    except RestoreRefused as refused:
+        reason = refused.reason
+        for argument, option in _OPTIONS.items():
+            reason = reason.replace(argument, option)
+        raise RestoreRefused(reason=reason) from None
+    show(_HEADERS, [_line(backup)], whole=_WHOLE)
     return 0
 
 
@@ -129,12 +153,27 @@ async def _explain(settings: Settings, _: argparse.Namespace) -> int:
     return await explain(settings)
 
 
+def _require_database(settings: Settings) -> None:
+    """SQLite would make a new one where the settings name another than they should, and that be backed up.
+
+    Raises:
+        BackupFailed: there is none.
+    """
+    path = parse_url(settings.resolved_database_url).path
+    if path and not Path(path).is_file():
+        raise BackupFailed(
+            reason=f"there is no database {path}; the settings come from the environment and from .env in "
+            f"{Path.cwd()}, and DAYDO_DATABASE_URL {'names it' if settings.database_url else 'is not among them'}"
+        )
+
+
 def _backups_of(settings: Settings, db: Database | None = None) -> Backups:
     db = db or Database(settings.resolved_database_url, settings.database)
     return Backups(db, settings.backup_path, settings.backup)
 
 
 _HEADERS = ("backup", "of", "age", "took", "size", "tables", "rows")
+_WHOLE = ("backup", "age")
 
 
 def _line(backup: Backup) -> tuple[str, ...]:
@@ -155,23 +194,6 @@ def _standing(file: Status) -> tuple[str | Text, ...]:
     state = Text(file.state.replace("_", " "), style=_COLOURS[file.state])
     name = f"{file.version:04}_{file.name}" if file.name else f"{file.version:04}"
     return file.package, name, state, f"{file.done}/{file.of}"
-
-
-def _show(headers: Sequence[str], rows: Rows) -> None:
-    """A table in a terminal; elsewhere lines that `cut -f` can read."""
-    console = Console()
-    if not rows:
-        return
-    if not console.is_terminal:
-        for row in rows:
-            print("\t".join(map(str, row)))  # noqa: T201
-        return
-    table = Table()
-    for header in headers:
-        table.add_column(header, no_wrap=header in ("backup", "file", "age"))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 @contextmanager

@@ -6,25 +6,31 @@ distinct statement of it is explained and executed again, the rows it reads coun
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import logging
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from daydo_db import Database
 from daydo_db.explain import Examined, Workload, examine, recording
 from daydo_db.migrate import migrate
-from daydo_kernel import new_id
+from daydo_kernel import SystemClock, new_id
+from daydo_kernel.ids import ALPHABET
 
 from .explain_data import fill, tables
 from .explain_walk import walk
 from .main import SCHEMAS
 from .settings import Settings
+from .words import show
 
 ROWS = 20_000
+LEFT_BEHIND_S = 3600
+_PREFIX = "daydo_explain"
+_SCRATCH = re.compile(rf"{_PREFIX}_[0-9a-z]{{26}}")
 
 # Read from end to end on purpose: they hold one row per process, flow version or schema statement, never per user.
 SMALL_BY_DESIGN = frozenset({"daydo_pipeline_worker", "daydo_pipeline_def", "daydo_migration"})
@@ -43,8 +49,8 @@ class Judged(NamedTuple):
 async def explain(settings: Settings, *, rows: int = ROWS) -> int:
     """Print every statement with its verdict; the exit status is 1 where one scans.
 
-    The scratch database is a temporary file, or a new one on the configured server, dropped afterwards; the user needs
-    the right to create it.
+    The scratch database is a temporary file, or a new one on the configured server, dropped afterwards. There the user
+    needs all rights on ``daydo_explain_%``: GRANT ALL ON `daydo\\_explain\\_%`.* TO daydo.
 
     Raises:
         DbError: the server cannot be reached, or refuses to create a database.
@@ -62,7 +68,8 @@ async def scratch(url: str) -> AsyncIterator[Database]:
         if own.dialect.name == "sqlite":
             yield own
             return
-        name = new_id("daydo_explain").lower()
+        await _sweep(own)
+        name = new_id(_PREFIX).lower()
         await own.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         try:
             async with Database(urlsplit(url)._replace(path=f"/{name}").geturl()) as db:
@@ -71,13 +78,38 @@ async def scratch(url: str) -> AsyncIterator[Database]:
             await own.execute(f"DROP DATABASE {name}")
 
 
+async def _sweep(own: Database) -> None:
+    """Drop what a killed run has left behind; one that is going on is younger than that."""
+    oldest = f"{_PREFIX}_{_id_head(SystemClock().now_us() - LEFT_BEHIND_S * 1_000_000)}"
+    for (name,) in (await own.query("SHOW DATABASES")).rows:
+        if _SCRATCH.fullmatch(name) and name < oldest:
+            await own.execute(f"DROP DATABASE IF EXISTS {name}")
+
+
+def _id_head(at_us: int) -> str:
+    """How the ids of that time begin, see :mod:`daydo_kernel.ids`."""
+    return "".join(ALPHABET[at_us // 1000 >> shift & 0x1F] for shift in range(45, -1, -5)).lower()
+
+
 async def walked(db: Database, *, rows: int) -> Workload:
     """Migrate and fill ``db``, and record all that the walk sends."""
     await migrate(db, *SCHEMAS)
     people = await fill(db, rows=rows)
-    with recording(db) as workload:
+    with recording(db) as workload, _quiet_janitor():
         await walk(db, people)
     return workload
+
+
+@contextmanager
+def _quiet_janitor() -> Iterator[None]:
+    """It logs that it ends runs of an unknown flow and takes steps from dead workers: here they are made for it."""
+    log = logging.getLogger("daydo.pipeline")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def judge(examined: Sequence[Examined], ours: Sequence[str]) -> list[Judged]:
@@ -97,13 +129,13 @@ def _fault(examined: Examined, ours: frozenset[str]) -> str:
 
 
 def _print(judged: Sequence[Judged], title: str) -> None:
-    table = Table("verdict", "statement", "plan", "read", "returned", title=title, show_lines=True)
+    rows = []
     for examined, fault in judged:
         plan = "\n".join(f"{access.table}: {access.how}" for access in examined.plan.accesses) or "–"
         read = "–" if examined.rows_read is None else str(examined.rows_read)
-        verdict = f"[red]{fault}[/red]" if fault else "[green]ok[/green]"
-        table.add_row(verdict, _cut(examined.statement), plan, read, str(examined.rows_returned))
-    Console().print(table)
+        verdict = Text(fault, style="red") if fault else Text("ok", style="green")
+        rows.append((verdict, Text(_cut(examined.statement)), Text(plan), read, str(examined.rows_returned)))
+    show(("verdict", "statement", "plan", "read", "returned"), rows, title=title)
 
 
 def _cut(statement: str) -> str:

@@ -39,6 +39,7 @@ from .images.service import Images
 from .images.tables import Upload
 from .images.workers import ImageWorkers
 from .openapi import home, openapi_assets, openapi_config
+from .queries import refuse_odd_queries
 from .settings import Settings, cursor_key, signing_keys
 
 SCHEMAS = ("daydo_db", "daydo_auth", "daydo_quota", "daydo_pipeline", "reference_app")
@@ -83,6 +84,7 @@ def compose(settings: Settings) -> Service:
     observe = Observe(settings.observe, parts=parts, lines=lines)
     api = Router(
         path="/api/v1",
+        before_request=refuse_odd_queries,
         route_handlers=[
             accounts_router(accounts),
             auth_router(auth),

@@ -7,6 +7,7 @@ dies, the pipe closes and the worker stops as if it had been asked to.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import uvicorn
 from litestar.types import ASGIApp
@@ -26,6 +27,8 @@ from .settings import is_setting
 SERVE = (sys.executable, "-m", "reference_app.cli", "serve")
 RESTART_DELAY_S = 1.0
 START_TIMEOUT_S = 30.0
+CANNOT_START = os.EX_CONFIG  # the exit status of a worker that never served
+_UVICORN_FAILED = "Application startup failed. Exiting."
 
 
 class DrainingServer(uvicorn.Server):
@@ -51,10 +54,19 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+class CannotStart(Exception):
+    """The application did not come up; the reason is the ``__cause__``."""
+
+
 def serve(app: ASGIApp, listener: socket.socket, *, drain_s: float, begin_drain: Callable[[], None]) -> None:
-    """Serve ``app`` in this process until SIGINT or SIGTERM."""
+    """Serve ``app`` in this process until SIGINT or SIGTERM.
+
+    Raises:
+        CannotStart: it never served.
+    """
+    start = _Start(app)
     config = uvicorn.Config(
-        app,
+        start,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -63,7 +75,42 @@ def serve(app: ASGIApp, listener: socket.socket, *, drain_s: float, begin_drain:
         proxy_headers=False,
         timeout_graceful_shutdown=round(drain_s) or 1,
     )
-    DrainingServer(config, begin_drain).run(sockets=[listener])
+    # Its last word on a failed start says nothing that ours does not.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != _UVICORN_FAILED)
+    try:
+        DrainingServer(config, begin_drain).run(sockets=[listener])
+    except SystemExit:
+        if start.error is None:
+            raise
+        raise CannotStart() from start.error
+
+
+class _Start:
+    """``app``, whose failure to start is kept as it is; the framework would send its traceback as a text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.error: BaseException | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        failed = False
+
+        async def send_words(message: Any) -> None:
+            nonlocal failed
+            if message["type"] == "lifespan.startup.failed":
+                failed = True
+                message["message"] = ""
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_words)
+        except BaseException as error:
+            if failed:
+                self.error = error
+            raise
 
 
 def stop_with_parent(pipe: int) -> None:
@@ -78,11 +125,14 @@ def stop_with_parent(pipe: int) -> None:
 
 def supervise(
     command: Sequence[str], listener: socket.socket, workers: int, environment: Mapping[str, str], stop_s: float
-) -> None:
+) -> int:
     """Run ``workers`` processes of ``command`` on ``listener``; restart those that die; stop them together.
 
     Each gets ``--listen-fd``, ``--parent-fd`` and ``environment`` on top of ours. Returns when SIGINT or SIGTERM has
     ended them all; one that is not gone ``stop_s`` after that is killed.
+
+    The exit status: 0, or 1 if one of the first workers ended with ``CANNOT_START``; then none is wanted. One that
+    takes the place of a worker that has served is tried again: what it misses at the moment was there before.
     """
     theirs, ours = os.pipe()
     arguments = [*command, f"--listen-fd={listener.fileno()}", f"--parent-fd={theirs}"]
@@ -100,13 +150,18 @@ def supervise(
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stopping.append(received))
-    children = [start() for _ in range(workers)]
+    first = children = [start() for _ in range(workers)]
+    status = 0
     while not stopping:
         time.sleep(RESTART_DELAY_S)
+        if any(child.poll() == CANNOT_START for child in first):
+            status = 1
+            break
         children = [child if child.poll() is None else start() for child in children]
     os.close(ours)
     for child in children:
         _end(child, stop_s)
+    return status
 
 
 def _end(child: subprocess.Popen[bytes], stop_s: float) -> None:

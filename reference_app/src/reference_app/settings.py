@@ -26,6 +26,7 @@ from msgspec import Meta
 from daydo_auth import AuthConfig
 from daydo_db import Database, DatabaseConfig
 from daydo_db.backup import BackupsConfig
+from daydo_db.config import parse_url
 from daydo_kernel import Config
 from daydo_observe import ObserveConfig
 from daydo_pipeline import RunsConfig
@@ -307,14 +308,32 @@ def _contradictions(settings: Settings) -> list[str]:
             f"DAYDO_QUOTA__MAX_HOLD_TTL_S={run_s:g}"
         )
     try:
+        location = parse_url(settings.resolved_database_url)
         Database(settings.resolved_database_url, settings.database)
     except ValueError as error:
         problems.append(f"DAYDO_DATABASE_URL: {error}; for example DAYDO_DATABASE_URL=mysql://user:pw@127.0.0.1/daydo")
+    else:
+        if settings.database_url and location.path and not (folder := Path(location.path).resolve().parent).is_dir():
+            problems.append(f"DAYDO_DATABASE_URL: there is no folder {folder}; for example: mkdir -p {folder}")
+        problems += _bad_replicas(settings)
     try:
         Redis(settings.redis_url, settings.redis)
     except ValueError as error:
         problems.append(f"DAYDO_REDIS_URL: {error}; for example DAYDO_REDIS_URL=redis://127.0.0.1:6379/0")
     return problems
+
+
+def _bad_replicas(settings: Settings) -> list[str]:
+    replicas = settings.database_replicas.split()
+    example = "for example DAYDO_DATABASE_REPLICAS=mysql://user:pw@127.0.0.1:3307/daydo"
+    for number in range(1, len(replicas) + 1):
+        try:
+            # With those before it: none may be named twice.
+            Database(settings.resolved_database_url, settings.database, replicas=replicas[:number])
+        except ValueError as error:
+            where = f"DAYDO_DATABASE_REPLICAS, URL {number} of {len(replicas)}"
+            return [f"{where}: {error}; {example}"]
+    return []
 
 
 def _shown(name: str, value: str) -> str:

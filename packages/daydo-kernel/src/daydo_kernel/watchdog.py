@@ -2,22 +2,28 @@
 
 ``python -m daydo_kernel.watchdog --folder DIR -- COMMAND …`` runs COMMAND and reads its own standard input,
 the other end of which only we hold. When that end closes — exit, crash, SIGKILL — the server is stopped and
-DIR is removed. (PR_SET_PDEATHSIG is not enough: a server that changes its user loses it.)
+DIR is removed.
+
+Should the watchdog itself be killed, Linux kills the server (PR_SET_PDEATHSIG); DIR then stays. That is the second line
+and not the first, because a server that changes its user loses it, other systems have nothing like it, and it neither
+asks politely nor cleans up.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 STOP_S = 10.0
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class PrivateServer:
@@ -63,11 +69,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     command = [options.argv0 or options.command[0], *options.command[1:]]
-    server = subprocess.Popen(command, executable=options.command[0], stdin=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command,
+        executable=options.command[0],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=_dies_with_us(),  # noqa: PLW1509 (no thread has been started yet)
+    )
     threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
     code = server.wait()
     shutil.rmtree(options.folder, ignore_errors=True)
     return code
+
+
+def _dies_with_us() -> Callable[[], None] | None:
+    """What the server runs between fork and exec; the libraries it needs are loaded before the fork."""
+    if sys.platform != "linux":
+        return None
+    prctl, watchdog = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != watchdog:  # It was gone before we asked.
+            os._exit(1)
+
+    return ask
 
 
 def _stop_at_eof(server: subprocess.Popen[bytes]) -> None:

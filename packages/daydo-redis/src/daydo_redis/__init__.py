@@ -2,7 +2,7 @@
 
 from .client import Redis
 from .config import RedisConfig
-from .errors import RedisCommandFailed, RedisError, RedisTimeout, RedisUnavailable
+from .errors import RedisCommandFailed, RedisError, RedisFull, RedisTimeout, RedisUnavailable
 from .pubsub import Message
 from .script import Script
 
@@ -12,6 +12,7 @@ __all__ = [
     "RedisCommandFailed",
     "RedisConfig",
     "RedisError",
+    "RedisFull",
     "RedisTimeout",
     "RedisUnavailable",
     "Script",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -27,7 +28,7 @@ from .breaker import Breaker
 from .call import Call
 from .config import RedisConfig
 from .deadline import Deadline
-from .errors import RedisCommandFailed, RedisTimeout, RedisUnavailable
+from .errors import RedisCommandFailed, RedisFull, RedisTimeout, RedisUnavailable
 from .merge import Merge
 from .roads import Road
 from .wire import ASKING, Argument, answers_of, text
@@ -37,6 +38,7 @@ _OUTCOMES = ("ok", "failed", "timeout", "unavailable", "refused", "cancelled")
 _LOST = (driver.ConnectionError, driver.InvalidResponse, OSError)
 _DEMOTED = (driver.ReadOnlyError, driver.ClusterDownError)
 _NOT_CARRIED_OUT = (*_DEMOTED, driver.TryAgainError, driver.AskError)  # MOVED is a kind of ASK
+_NO_ROOM = re.compile(r"(?:^| -)(OOM|MISCONF) ")
 # Trying again within milliseconds changes nothing.
 _FINAL = (
     driver.AuthenticationError,
@@ -81,7 +83,7 @@ class Calls:
         """What the server says.
 
         Raises:
-            RedisUnavailable, RedisTimeout, RedisCommandFailed
+            RedisUnavailable, RedisTimeout, RedisFull, RedisCommandFailed
         """
         began = time.perf_counter()
         outcome = "cancelled"
@@ -292,10 +294,21 @@ def _unavailable(trouble: BaseException | None) -> RedisUnavailable:
 def _refused(call: Call, error: Exception) -> DaydoError:
     if isinstance(error, driver.BusyLoadingError | driver.AuthenticationError | driver.AuthorizationError):
         return RedisUnavailable(reason=_reason(error))
+    if full := _full(error):
+        return RedisFull(reason=full)
     reason = str(error)
     if isinstance(error, driver.ClusterCrossSlotError):
         reason = "keys of one call must share a slot; give them one {tag}, as in cart:{u_7} and stock:{u_7}"
     return RedisCommandFailed(command=text(call.words[0]), reason=reason)
+
+
+def _full(error: Exception) -> str:
+    """``OOM`` or ``MISCONF`` where the server has no room for a write, else nothing."""
+    if isinstance(error, driver.OutOfMemoryError):
+        return "OOM"
+    # Before Redis 7 a script's own words stand in front of these.
+    found = _NO_ROOM.search(str(error))
+    return found[1] if found else ""
 
 
 def _reason(error: BaseException | None) -> str:

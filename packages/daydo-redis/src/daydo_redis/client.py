@@ -22,7 +22,7 @@ from .commands import shareable
 from .config import RedisConfig
 from .connect import Source, backend_of, road_to
 from .embedded import PrivateRedis
-from .errors import RedisCommandFailed
+from .errors import RedisCommandFailed, RedisFull
 from .pubsub import Message, PubSub
 from .roads import MemoryRoad, Road
 from .script import Script
@@ -88,6 +88,7 @@ class Redis(Part):
         Redis gone: :class:`RedisUnavailable`, or :class:`RedisTimeout` when the command may have been carried out.
 
         Raises:
+            RedisFull: it has no room for the write.
             RedisCommandFailed: Redis answered with an error.
             ValueError: the command blocks, or would change the pooled connection that it happens to get.
         """
@@ -177,7 +178,7 @@ class Redis(Part):
             await self._send(Call("PING", repeatable=True))
         except DaydoError as error:
             return Health(
-                status="degraded" if isinstance(error, RedisCommandFailed) else "down",
+                status="degraded" if isinstance(error, RedisCommandFailed | RedisFull) else "down",
                 detail={"backend": self._backend, "error": str(error)},
             )
         latency_ms = (time.perf_counter() - began) * 1000

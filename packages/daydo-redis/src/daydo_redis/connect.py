@@ -6,6 +6,7 @@ Constructing connects nothing, so that a URL which cannot work fails at once.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -29,6 +30,13 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 SENTINEL_PORT = 26379
 NODE_PORT = 6379
 
+_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+_OPTIONS = re.compile(r"(\w+=[^&]*(&|$))*")
+_WRITE = (
+    "write redis://user:password@host:6379/0, the port a number; "
+    "in user and password write # / ? @ : [ ] % as %23 %2F %3F %40 %3A %5B %5D %25"
+)
+
 
 def backend_of(source: Source, config: RedisConfig) -> str:
     """What stands behind ``source``: ``memory``, ``server``, ``url``, ``sentinel``, ``cluster`` or ``client``.
@@ -45,6 +53,7 @@ def backend_of(source: Source, config: RedisConfig) -> str:
         raise TypeError(f"Redis takes a URL, a redis.asyncio.Redis or a RedisCluster, not {type(source).__name__}")
     if source.startswith(embedded.SCHEME):
         return embedded.choose(source)
+    _check(source)
     try:
         if _kind(source) == "cluster":
             _cluster(source, config)
@@ -53,8 +62,11 @@ def backend_of(source: Source, config: RedisConfig) -> str:
         # Connects nothing, but knows every option.
         make: Callable[[], object] = pool.make_connection
         make()
-    except TypeError as error:
-        raise ValueError(f"Redis URL: {error}") from None
+    except _UrlInvalid:
+        raise
+    except (TypeError, ValueError):
+        # Not the driver's words: they quote what cannot be used, and that may be a part of a password.
+        raise _UrlInvalid("an option after the ? is none of redis-py's, or has no value that it takes") from None
     return _kind(source)
 
 
@@ -70,6 +82,30 @@ def road_to(source: Source, config: RedisConfig, spawn: Spawn) -> tuple[Road, li
     return OwnRoad(pool.make_connection), clients
 
 
+class _UrlInvalid(ValueError):
+    def __init__(self, words: str) -> None:
+        super().__init__(f"Redis URL: {words}")
+
+
+def _check(url: str) -> None:
+    """That ``url`` reads as it was meant; the words of a refusal repeat nothing of it."""
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in _SCHEMES:
+        raise _UrlInvalid(f"it starts with {', '.join(f'{known}://' for known in _SCHEMES)} or {embedded.SCHEME}")
+    try:
+        parts = urlsplit(url)
+        for name in parts.netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{name}").port
+    except ValueError:
+        raise _UrlInvalid(_WRITE) from None
+    # An @ this late: the login ended too early, at a / # or ? of the password. (Options of a URL with a login may
+    # have one in their values.)
+    login = "@" in parts.netloc
+    late = scheme != "unix" and ("@" in parts.path or ("@" in parts.query and not login))
+    if late or parts.fragment or not _OPTIONS.fullmatch(parts.query):
+        raise _UrlInvalid(_WRITE)
+
+
 def _kind(url: str) -> str:
     scheme = url.partition("://")[0]
     return scheme.partition("+")[2] if scheme.endswith(("+sentinel", "+cluster")) else "url"
@@ -82,7 +118,7 @@ def _pool(url: str, config: RedisConfig) -> tuple[ConnectionPool, list[Client]]:
     database = urlsplit(url).path.strip("/")
     options = {**parse_url(url), **_patience()}
     if not url.startswith("unix:") and database and not database.isdecimal():
-        raise ValueError(f"Redis URL: the path is the number of a database, not {database!r}")
+        raise _UrlInvalid("the path is the number of a database")
     return ConnectionPool(**options), []
 
 
@@ -100,9 +136,7 @@ def _sentinel(url: str, config: RedisConfig) -> tuple[ConnectionPool, list[Clien
     parts, hosts, options = _several(url, SENTINEL_PORT)
     name, _, database = parts.path.strip("/").partition("/")
     if not name or (database and not database.isdecimal()):
-        raise ValueError(
-            f"Redis URL: the path of a sentinel URL is /primary_name or /primary_name/0, not {parts.path!r}"
-        )
+        raise _UrlInvalid("the path of a sentinel URL is /primary_name or /primary_name/0")
     asked = {word: value for word, value in options.items() if word.startswith("ssl")}
     for word in ("username", "password"):
         if f"sentinel_{word}" in options:
@@ -119,7 +153,7 @@ def _sentinel(url: str, config: RedisConfig) -> tuple[ConnectionPool, list[Clien
 def _cluster(url: str, config: RedisConfig) -> RedisCluster:
     parts, hosts, options = _several(url, NODE_PORT)
     if parts.path.strip("/") not in ("", "0"):
-        raise ValueError(f"Redis URL: a cluster has one database, 0, not {parts.path.strip('/')!r}")
+        raise _UrlInvalid("a cluster has one database, 0")
     # Of the connections that read the map alone; see ClusterRoad.
     options |= {**_patience(), "socket_timeout": config.command_timeout_s / 2}
     options["socket_connect_timeout"] = options["socket_timeout"]
@@ -134,11 +168,9 @@ def _several(url: str, port: int) -> tuple[SplitResult, list[tuple[str, int]], d
     for name in names.split(","):
         host = urlsplit(f"//{name}")
         if not host.hostname:
-            raise ValueError(f"Redis URL: {url.partition('://')[0]}:// names hosts, as host:port,host2:port")
+            raise _UrlInvalid(f"{parts.scheme}:// names hosts, as host:port,host2:port")
         hosts.append((host.hostname, host.port or port))
     secure = parts.scheme.startswith("rediss")
-    if parts.scheme.partition("+")[0] not in ("redis", "rediss"):
-        raise ValueError(f"Redis URL: no such scheme: {parts.scheme}")
     known = parse_url(f"{'rediss' if secure else 'redis'}://{user}{at}host?{parts.query}")
     ours = ("host", "port", "connection_class", "db")
     options: dict[str, Any] = {word: value for word, value in known.items() if word not in ours}

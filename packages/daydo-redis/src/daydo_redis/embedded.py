@@ -45,7 +45,7 @@ def choose(url: str) -> str:
     """
     kind, _, name = url.removeprefix(SCHEME).partition("/")
     if kind not in ("", "server", "memory") or (name and kind != "memory"):
-        raise ValueError(f"{url}: say embedded://, embedded://server, embedded://memory or embedded://memory/NAME")
+        raise ValueError("Redis URL: say embedded://, embedded://server, embedded://memory or embedded://memory/NAME")
     return kind or ("server" if find_program() else "memory")
 
 

@@ -39,6 +39,22 @@ class RedisTimeout(
     timeout_s: float
 
 
+class RedisFull(
+    RedisError,
+    code=50728,
+    name="redis.full",
+    zh="缓存服务存储空间不足，请稍后重试。",
+    en="The cache has no room left; please retry later.",
+    retryable=True,
+):
+    """Redis takes no writes: it is at its ``maxmemory`` (``reason`` OOM) or cannot save to its disk (MISCONF).
+
+    The command was not carried out. It works again as soon as there is room.
+    """
+
+    reason: str
+
+
 class RedisCommandFailed(
     RedisError,
     code=50028,
@@ -46,7 +62,7 @@ class RedisCommandFailed(
     zh="Redis 拒绝了 {command}：{reason}",
     en="Redis refused {command}: {reason}",
 ):
-    """Redis answered with an error (wrong type, out of memory, a failing script): the call is at fault."""
+    """Redis answered with an error (wrong type, a failing script): the call is at fault."""
 
     command: str
     reason: str

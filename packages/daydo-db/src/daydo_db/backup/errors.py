@@ -88,6 +88,6 @@ class RestoreRefused(
     zh="未恢复：{reason}",
     en="Nothing was restored: {reason}",
 ):
-    """The target holds something already, or is not the kind of server that the backup is of."""
+    """The target holds something already, is in use, or is not the kind of server that the backup is of."""
 
     reason: str

@@ -4,26 +4,31 @@ A backup is a folder of its own, ``daydo-20260131T030000Z/``, with the data and 
 another name (``.daydo-….partial``) and renamed once everything in it is on disk and has been verified, so that a
 crash, a full disk or a power cut at any moment leaves nothing that looks like a backup. Removing renames first, too.
 A lock lets one backup be made at a time; under it whatever an earlier one left half done is swept away. Names of
-any other shape are not ours and never touched.
+any other shape are not ours and never touched, nor are symbolic links, whatever their name.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import msgspec
 
 from .errors import BackupBusy, BackupDamaged, BackupFailed, BackupUnknown
 from .work import CHUNK
+
+log = logging.getLogger("daydo")
 
 _NAME = re.compile(r"daydo-\d{8}T\d{6}Z(?:-\d+)?")
 _UNFINISHED = re.compile(rf"\.{_NAME.pattern}\.partial")
@@ -39,6 +44,7 @@ class Backup(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: of its folder.
         dialect, server: what was dumped: ``mysql``, ``MariaDB 10.11.6``.
+        database: its name, or that of SQLite's file; not where it is, so that it may move.
         started_us: the data is that of this moment, or shortly after; µs UTC.
         finished_us: when it had been verified.
         file: the data, gzip: SQL, or an SQLite file.
@@ -55,9 +61,22 @@ class Backup(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     dialect: Literal["sqlite", "mysql"]
     server: str
+    database: str
     started_us: int
     finished_us: int
     file: str
+    size_bytes: int
+    sha256: str
+    content_bytes: int
+    verified_bytes: int
+    tables: dict[str, int]
+    compared: list[str]
+    migrations: dict[str, int]
+
+
+class Taken(NamedTuple):
+    """What a back end tells of a backup that it has made and verified."""
+
     size_bytes: int
     sha256: str
     content_bytes: int
@@ -96,36 +115,50 @@ class Folder:
         Raises:
             OSError: the folder cannot be read. One that is not there yet holds none.
         """
-        try:
-            names = [entry.name for entry in os.scandir(self.path) if _NAME.fullmatch(entry.name)]
-        except FileNotFoundError:
-            return []
-        found = (self._manifest(name) for name in names)
+        found = (self._manifest(name) for name in self._names())
         return sorted((backup for backup in found if backup is not None), key=lambda backup: backup.started_us)
+
+    def broken(self) -> list[str]:
+        """What has the name of a backup and is none, for its manifest is not as we wrote it.
+
+        Raises:
+            OSError: as :meth:`backups`.
+        """
+        return sorted(name for name in self._names() if self._manifest(name) is None and not self._is_link(name))
 
     def find(self, name: str) -> Backup:
         """The backup ``name``.
 
         Raises:
             BackupUnknown: there is none.
+            OSError: the folder is a file.
         """
+        self._require_folder()
         backup = self._manifest(name) if _NAME.fullmatch(name) else None
         if backup is None:
             raise BackupUnknown(backup=name)
         return backup
 
-    def data(self, backup: Backup) -> Path:
-        return self.path / backup.name / backup.file
-
-    def check(self, backup: Backup) -> None:
-        """Compare the file with its manifest.
+    def open(self, backup: Backup) -> BufferedReader:
+        """The data; once open it can be read to its end, also when retention removes the backup meanwhile.
 
         Raises:
-            BackupDamaged: it is gone, shorter, longer, or not what it was.
+            BackupDamaged: it is gone, or cannot be read.
         """
         try:
-            with self.data(backup).open("rb") as file:
-                size, digest = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            return (self.path / backup.name / backup.file).open("rb")
+        except OSError as error:
+            raise BackupDamaged(backup=backup.name, reason=f"{error.strerror}") from error
+
+    def check(self, backup: Backup, data: BufferedReader) -> None:
+        """Compare the open data with the manifest, and go back to its beginning.
+
+        Raises:
+            BackupDamaged: it is shorter, longer, or not what it was.
+        """
+        try:
+            size, digest = os.fstat(data.fileno()).st_size, hashlib.file_digest(data, "sha256").hexdigest()
+            data.seek(0)
         except OSError as error:
             raise BackupDamaged(backup=backup.name, reason=f"{error.strerror}") from error
         if size != backup.size_bytes:
@@ -135,25 +168,20 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[Journal]:
-        """Alone in this folder, and tidied up.
+        """Alone in this folder, and tidied up as far as that can be done.
 
         Raises:
             BackupBusy: somebody else is at work here.
             BackupFailed: the folder cannot be written.
         """
         try:
+            self._require_folder()
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise BackupFailed(reason=f"{self.path}: {error.strerror}") from error
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BackupBusy() from None
-            for entry in os.scandir(self.path):
-                if _UNFINISHED.fullmatch(entry.name):
-                    shutil.rmtree(entry)
+            self._claim(lock)
             yield Journal(lock)
         finally:
             os.close(lock)
@@ -164,10 +192,10 @@ class Folder:
         moment = datetime.fromtimestamp(started_us // 1_000_000, UTC)
         name = stem = f"daydo-{moment:%Y%m%dT%H%M%SZ}"
         number = 1
-        while (self.path / name).exists():
+        while os.path.lexists(self.path / name) or os.path.lexists(self._partial(name)):
             number += 1
             name = f"{stem}-{number}"
-        partial = self.path / f".{name}.partial"
+        partial = self._partial(name)
         partial.mkdir(mode=0o700)
         try:
             yield name, partial
@@ -175,24 +203,98 @@ class Folder:
             shutil.rmtree(partial, ignore_errors=True)
 
     def publish(self, backup: Backup, partial: Path) -> None:
-        """From here on ``backup`` is one."""
+        """Afterwards ``backup`` is one, and stays one through a power cut.
+
+        Raises:
+            OSError: it is none.
+        """
         manifest = partial / _MANIFEST
         with private_file(manifest) as file:
             file.write(msgspec.json.format(msgspec.json.encode(backup)) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         sync(partial)
-        partial.rename(self.path / backup.name)
-        sync(self.path)
+        published = self.path / backup.name
+        partial.rename(published)
+        try:
+            sync(self.path)
+        except OSError:
+            published.rename(partial)
+            raise
 
-    def remove(self, backup: Backup) -> None:
-        going = self.path / f".{backup.name}.partial"
-        (self.path / backup.name).rename(going)
-        shutil.rmtree(going)
+    def prune(self, new: Backup, *, last: int, days: int) -> None:
+        """Remove what need not stay, now that ``new`` is there; see :func:`kept`.
+
+        A backup of a later moment than ``new`` is of a clock that went wrong: it stays, and counts for nothing. What
+        fails here is logged alone, for ``new`` is good whatever becomes of the old ones; the next backup tries again.
+        """
+        try:
+            backups = self.backups()
+        except OSError as error:
+            log.warning("old backups were not looked for in %s: %s", self.path, error)
+            return
+        past = [backup for backup in backups if backup.started_us <= new.started_us]
+        if ahead := [backup.name for backup in backups if backup.started_us > new.started_us]:
+            log.warning(
+                "%s in %s: of a later moment than %s, made just now; a clock went wrong. Retention leaves them out",
+                ", ".join(ahead),
+                self.path,
+                new.name,
+            )
+        stays = kept((backup.started_us for backup in past), last=last, days=days)
+        for backup in past:
+            if backup.started_us not in stays:
+                self._remove(backup)
+
+    def _remove(self, backup: Backup) -> None:
+        going = self._partial(backup.name)
+        try:
+            (self.path / backup.name).rename(going)
+            shutil.rmtree(going)
+        except OSError as error:
+            log.warning("the old backup %s in %s could not be removed: %s", backup.name, self.path, error)
+
+    def _claim(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sweep()
+        except BlockingIOError:
+            raise BackupBusy() from None
+        except OSError as error:
+            raise BackupFailed(reason=f"{self.path}: {error.strerror}") from error
+
+    def _sweep(self) -> None:
+        with os.scandir(self.path) as entries:
+            left = [entry.name for entry in entries if _UNFINISHED.fullmatch(entry.name)]
+        for name in left:
+            try:
+                shutil.rmtree(self.path / name)  # refuses a symbolic link
+            except OSError as error:
+                log.warning("%s in %s, of an earlier backup, could not be removed: %s", name, self.path, error)
+
+    def _partial(self, name: str) -> Path:
+        return self.path / f".{name}.partial"
+
+    def _require_folder(self) -> None:
+        if self.path.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file; backups need a folder", str(self.path))
+
+    def _names(self) -> list[str]:
+        self._require_folder()
+        try:
+            return [entry.name for entry in os.scandir(self.path) if _NAME.fullmatch(entry.name)]
+        except FileNotFoundError:
+            return []
+
+    def _is_link(self, name: str) -> bool:
+        return (self.path / name).is_symlink()
 
     def _manifest(self, name: str) -> Backup | None:
+        folder = self.path / name
+        if self._is_link(name):
+            return None
         try:
-            backup = msgspec.json.decode((self.path / name / _MANIFEST).read_bytes(), type=Backup)
+            backup = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=Backup)
         except (OSError, msgspec.MsgspecError):
             return None
         # Renamed by hand, or with a path in it: not as we wrote it.

@@ -1,17 +1,18 @@
 """MySQL and MariaDB through their own dump and client programs.
 
 How a dump is verified without a lock, while others write. The dump is one consistent snapshot, which no other
-session can share. So it is loaded into a scratch database, and that is dumped by the same program: the two dumps
-must be equal, byte by byte, definitions included. What this cannot see is a value that the program itself wrote
-down wrongly (in a wrong character set, say). Therefore every table that nobody wrote to meanwhile is compared with
-the source as well: its checksum before and after the dump, and the time of its last write, must agree, and then
-the restored table has that checksum too.
+session can share. So it is loaded into a scratch database, and that is dumped by the same program: the two dumps must
+be equal, byte by byte, definitions included, but for what MySQL words anew once reloaded. What this cannot see is a
+value that the program itself wrote down wrongly (in a wrong character set, say). Therefore every table that nobody
+wrote to meanwhile is compared with the source as well: its checksum before and after the dump, and the time of its
+last write, must agree, and then the restored table has that checksum too.
 
 Event definitions come last and are left out of the scratch database, where they would run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import logging
 import re
@@ -31,13 +32,15 @@ from daydo_db.errors import DbError, LockTimeout, StatementFailed
 from daydo_kernel import new_id, to_the_end
 
 from .errors import BackupFailed, BackupToolMissing, RestoreRefused
-from .folder import Backup, HashingFile, Journal, chunks
+from .folder import Backup, HashingFile, Journal, Taken, chunks
 from .work import CHUNK, Stage, Work
 
 log = logging.getLogger("daydo")
 
 _DROP_TRIES = 12
-_VERSION_S = 10
+_VERSION_S = 10.0
+# A client that was killed, or has just said goodbye, is in the list of sessions for another moment.
+_LEAVING_TRIES, _LEAVING_S = 10, 0.1
 _ALWAYS = (
     *("--single-transaction", "--skip-lock-tables", "--quick", "--order-by-primary"),
     *("--hex-blob", "--no-tablespaces", "--skip-comments", "--default-character-set=utf8mb4"),
@@ -47,6 +50,11 @@ _ALWAYS = (
 _ALWAYS_MYSQL = ("--set-gtid-purged=OFF", "--column-statistics=0")
 _DATA = ("--routines", "--triggers")
 _EVENTS = ("--events", "--no-data", "--no-create-info", "--skip-triggers")
+_TABLE = re.compile(rb"CREATE TABLE (?:`[^`]*+`)++ \(\n")
+# Its name, its type, and the character set, which the collation names as well.
+_COLUMN = re.compile(
+    rb"(  (?:`[^`]*+`)++ [a-z]++(?:\((?:[^')]|'[^']*+')*+\))?) CHARACTER SET ([0-9a-z]++)(?= COLLATE \2_)"
+)
 _DROP = {"BASE TABLE": "TABLE", "SYSTEM VERSIONED": "TABLE", "VIEW": "VIEW", "SEQUENCE": "SEQUENCE"}
 
 
@@ -56,19 +64,6 @@ class Tools(NamedTuple):
     dump: str
     client: str
     mariadb: bool
-
-
-class Taken(NamedTuple):
-    """What a back end tells of a backup that it has made and verified."""
-
-    server: str
-    size_bytes: int
-    sha256: str
-    content_bytes: int
-    verified_bytes: int
-    tables: dict[str, int]
-    compared: list[str]
-    migrations: dict[str, int]
 
 
 class _Mark(NamedTuple):
@@ -86,15 +81,15 @@ async def take(db: Database, verify_url: str, path: Path, work: Work, journal: J
         BackupFailed: a program failed, or the restored copy is not what was dumped.
         DbError: the server refused or went away.
     """
-    server = await server_of(db)
+    server = db._engine.version
     tools = await work.run(lambda: find_tools(server))
     await _refuse_unfit(db)
     async with AsyncExitStack() as stack:
         verifier = db
         if verify_url:
             verifier = await stack.enter_async_context(Database(verify_url, db.config))
-            if await server_of(verifier) != server:
-                raise BackupFailed(reason=f"verify_url is {await server_of(verifier)}, the database is on {server}")
+            if verifier._engine.version != server:
+                raise BackupFailed(reason=f"verify_url is {verifier._engine.version}, the database is on {server}")
         login = stack.enter_context(option_file(db.location, db.config, tools))
         before = await _marks(db)
         dumped = await work.run(lambda: _dump(work, tools, login, db.location.name, path))
@@ -103,23 +98,26 @@ async def take(db: Database, verify_url: str, path: Path, work: Work, journal: J
         scratch_login = stack.enter_context(option_file(verifier.location, db.config, tools))
         async with _scratch(verifier, await _charset(db), journal) as scratch:
             length = dumped.verified_bytes
-            await work.run(lambda: load(work, tools, scratch_login, scratch, path, length, "verify"))
+            with path.open("rb") as packed:
+                await work.run(lambda: load(work, tools, scratch_login, scratch, packed, length, "verify"))
             await work.run(lambda: _compare(work, tools, scratch_login, scratch, path, length))
             async with verifier._dedicated() as connection:
                 tables, migrations = await _inspect(connection, scratch)
                 await _compare_checksums(connection, scratch, quiet)
-    return dumped._replace(server=server, tables=tables, compared=sorted(quiet), migrations=migrations)
+    return dumped._replace(tables=tables, compared=sorted(quiet), migrations=migrations)
 
 
-async def restore(target: Database, backup: Backup, path: Path, work: Work, *, force: bool) -> None:
-    """Load ``backup`` into ``target``, which is started; ``force`` first drops everything in it.
+async def restore(
+    target: Database, backup: Backup, packed: IO[bytes], work: Work, *, force: bool, while_in_use: bool
+) -> None:
+    """Load ``packed`` into ``target``, which is started, by one connection; ``force`` first drops everything in it.
 
     Raises:
-        RestoreRefused: the target is not empty, or a server of the other make.
+        RestoreRefused: the target is not empty, or a server of the other make; with ``force``: others use it.
         BackupToolMissing: the client of this server's make is not on PATH.
         BackupFailed: the client failed, or rows are missing afterwards.
     """
-    server = await server_of(target)
+    server = target._engine.version
     if server.split()[0] != backup.server.split()[0]:
         raise RestoreRefused(reason=f"the backup is of {backup.server}, the target is {server}")
     tools = await work.run(lambda: find_tools(server))
@@ -127,24 +125,18 @@ async def restore(target: Database, backup: Backup, path: Path, work: Work, *, f
         things = await _things(connection)
         if things and not force:
             raise RestoreRefused(
-                reason=f"{target.location} holds {len(things)} tables or other things; force drops them"
+                reason=f"{target.location} holds {len(things)} tables or other things; force=True drops them"
             )
+        if things and not while_in_use:
+            await _refuse_in_use(connection, target.location)
         await _drop_all(connection, things)
     with option_file(target.location, target.config, tools) as login:
         name, length = target.location.name, backup.content_bytes
-        await work.run(lambda: load(work, tools, login, name, path, length, "restore"))
+        await work.run(lambda: load(work, tools, login, name, packed, length, "restore"))
     async with target._dedicated() as connection:
         tables, _ = await _inspect(connection, target.location.name)
     if tables != backup.tables:
         raise BackupFailed(reason=f"after loading, {_different(tables, backup.tables)} has not the rows it should")
-
-
-async def server_of(db: Database) -> str:
-    """``MariaDB 10.11.6`` or ``MySQL 9.7.0``."""
-    version = str((await db.query("SELECT VERSION()")).rows[0][0])
-    make = "MariaDB" if "MariaDB" in version else "MySQL"
-    number = re.search(r"\d+\.\d+\.\d+", version.removeprefix("5.5.5-"))
-    return f"{make} {number[0] if number else version}"
 
 
 def find_tools(server: str) -> Tools:
@@ -152,9 +144,10 @@ def find_tools(server: str) -> Tools:
 
     Raises:
         BackupToolMissing: one of them is not on PATH, or only the other make's is.
+        BackupFailed: one does not tell whose it is.
     """
     mariadb = server.startswith("MariaDB")
-    package = "mariadb-client" if mariadb else "mysql-client"
+    package = "mariadb-client" if mariadb else "mysql-community-client (MySQL's own package repository)"
     dumps, clients = ("mariadb-dump", "mysqldump"), ("mariadb", "mysql")
     found = []
     for names in (dumps, clients):
@@ -182,11 +175,11 @@ def option_file(location: Location, config: DatabaseConfig, tools: Tools) -> Ite
         yield file.name
 
 
-def load(work: Work, tools: Tools, login: str, database: str, path: Path, length: int, stage: Stage) -> None:
-    """Feed the first ``length`` bytes of the SQL in ``path`` to the client."""
+def load(work: Work, tools: Tools, login: str, database: str, packed: IO[bytes], length: int, stage: Stage) -> None:
+    """Feed the first ``length`` bytes of the SQL in ``packed`` to the client."""
     command = [tools.client, f"--defaults-file={login}", "--binary-mode", "--default-character-set=utf8mb4"]
     command += ["--max-allowed-packet=1G", f"--database={database}"]
-    with gzip.open(path) as sql, work.program(command, stdin=subprocess.PIPE) as client:
+    with gzip.open(packed) as sql, work.program(command, stdin=subprocess.PIPE) as client:
         assert client.stdin is not None  # noqa: S101 - it was asked for
         done = 0
         for size in chunks(length):
@@ -203,7 +196,7 @@ def _dump(work: Work, tools: Tools, login: str, database: str, path: Path) -> Ta
             content_bytes = _pour(work, [*_command(tools, login), *_EVENTS, "--", database], packed, data_bytes)
     finally:
         target.close()
-    return Taken("", target.size_bytes, target.sha256, content_bytes, data_bytes, {}, [], {})
+    return Taken(target.size_bytes, target.sha256, content_bytes, data_bytes, {}, [], {})
 
 
 def _pour(work: Work, command: list[str], packed: gzip.GzipFile, done: int) -> int:
@@ -217,18 +210,37 @@ def _pour(work: Work, command: list[str], packed: gzip.GzipFile, done: int) -> i
 
 def _compare(work: Work, tools: Tools, login: str, scratch: str, path: Path, length: int) -> None:
     command = [*_command(tools, login), *_DATA, "--", scratch]
-    done = 0
+    done, in_table = 0, False
     with gzip.open(path) as dumped, work.program(command, stdout=subprocess.PIPE) as again:
-        for chunk in _read(again.stdout):
-            if dumped.read(min(len(chunk), length - done)) != chunk:
+        for piece in _lines(again.stdout):
+            wanted = dumped.readline(min(CHUNK, length - done))
+            in_table = _TABLE.fullmatch(wanted) is not None or (in_table and not wanted.startswith(b")"))
+            worded_anew = in_table and not tools.mariadb and _without_charset(piece) == _without_charset(wanted)
+            if piece != wanted and not worded_anew:
                 raise BackupFailed(
                     reason="the database it was restored into gives another dump; the first difference lies within "
                     f"{CHUNK} bytes after byte {done} of the SQL"
                 )
-            done += len(chunk)
+            done += len(wanted)
             work.tell("verify", done, length)
     if done != length:
         raise BackupFailed(reason=f"the database it was restored into gives a dump of {done} bytes, not {length}")
+
+
+def _without_charset(line: bytes) -> bytes:
+    """A column's definition without the character set that MySQL adds to its collation once it has been reloaded.
+
+    A column that took both from its table is ``COLLATE utf8mb4_0900_bin`` until then, and means the same.
+    """
+    column = _COLUMN.match(line)
+    return line if column is None else column[1] + line[column.end() :]
+
+
+def _lines(output: IO[bytes] | None) -> Iterator[bytes]:
+    """Its lines, long ones in pieces."""
+    assert output is not None  # noqa: S101 - it was asked for
+    while piece := output.readline(CHUNK):
+        yield piece
 
 
 def _read(output: IO[bytes] | None) -> Iterator[bytes]:
@@ -242,7 +254,10 @@ def _command(tools: Tools, login: str) -> list[str]:
 
 
 def _is_mariadbs(program: str) -> bool:
-    said = subprocess.run([program, "--version"], capture_output=True, timeout=_VERSION_S, check=False)
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, timeout=_VERSION_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BackupFailed(reason=f"{program} --version: {error}") from error
     return b"MariaDB" in said.stdout
 
 
@@ -373,6 +388,23 @@ async def _things(connection: Connection) -> list[tuple[str, str]]:
         "UNION ALL SELECT 'EVENT', event_name FROM information_schema.events WHERE event_schema = DATABASE()"
     )
     return [(_DROP.get(kind, kind), name) for kind, name in [*tables.rows, *others.rows]]
+
+
+async def _refuse_in_use(connection: Connection, target: Location) -> None:
+    own = (await connection.script("SELECT CONNECTION_ID()")).rows[0][0]
+    for attempt in range(_LEAVING_TRIES, 0, -1):
+        # information_schema.processlist says the same, and is to go from MySQL.
+        sessions = await connection.script("SHOW PROCESSLIST")
+        others = [(user, host) for number, user, host, db, *_ in sessions.rows if db == target.name and number != own]
+        if not others:
+            return
+        if attempt > 1:
+            await asyncio.sleep(_LEAVING_S)
+    user, host = others[0]
+    raise RestoreRefused(
+        reason=f"{target} is in use: {len(others)} other sessions, one of {user} from {host}; stop the service first, "
+        "or go on all the same by while_in_use=True"
+    )
 
 
 async def _drop_all(connection: Connection, things: list[tuple[str, str]]) -> None:

@@ -2,7 +2,8 @@
 
 It is packed, unpacked again and compared with the snapshot byte by byte, and the unpacked database is asked for its
 integrity. A restore writes a file beside the target and renames it, so that a target is the old database or the
-whole new one.
+whole new one. A rename takes one file, an SQLite database may be three: so the old one is locked and its log moved
+into its file first.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import hashlib
 import os
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
 from .errors import BackupFailed, RestoreRefused
-from .folder import Backup, HashingFile, chunks, private_file, sync
-from .mysql import Taken
+from .folder import Backup, HashingFile, Taken, chunks, private_file, sync
 from .work import Stage, Work
 
 _PAGES = 1024
+_LOGS = ("-journal", "-wal", "-shm")
+_MAGIC = b"SQLite format 3\0"
+_IN_USE = "{} is open in another program; stop it first"
 _File = IO[bytes] | gzip.GzipFile
 
 
@@ -52,39 +56,72 @@ def take(source: Path, path: Path, work: Work) -> Taken:
         tables, migrations = _inspect(restored)
     finally:
         shutil.rmtree(scratch)
-    version = f"SQLite {sqlite3.sqlite_version}"
     sizes = (target.size_bytes, target.sha256, content_bytes, content_bytes)
-    return Taken(version, *sizes, tables, sorted(tables), migrations)
+    return Taken(*sizes, tables, sorted(tables), migrations)
 
 
-def restore(target: Path, backup: Backup, path: Path, work: Work, *, force: bool) -> None:
-    """Put ``backup`` in the place of ``target``. Blocks.
+def restore(target: Path, backup: Backup, packed: IO[bytes], work: Work, *, force: bool) -> None:
+    """Put ``backup``, whose data is ``packed``, in the place of ``target``. Blocks.
 
     Raises:
-        RestoreRefused: ``target`` is there and not empty, and ``force`` was not given.
+        RestoreRefused: ``target`` is there and not empty, and ``force`` was not given; or it is open elsewhere, or
+            no database that SQLite can read.
         BackupFailed: it cannot be written.
     """
+    target = target.resolve()  # a link stays one, and SQLite's logs are beside the file itself
     exists = target.exists()
     if exists and target.stat().st_size and not force:
-        raise RestoreRefused(reason=f"{target} holds a database already; force replaces it")
+        raise RestoreRefused(reason=f"{target} holds a database already; force=True replaces it")
     fresh = target.with_name(f".{target.name}.restoring")
     fresh.unlink(missing_ok=True)
     try:
-        mode = target.stat().st_mode & 0o777 if exists else 0o600
-        with (
-            gzip.open(path) as packed,
-            private_file(fresh, mode) as content,
-        ):
-            _stream(packed, content, backup.content_bytes, "restore", work)
-            content.flush()
-            os.fsync(content.fileno())
-        _inspect(fresh)
-        for suffix in ("-wal", "-shm"):  # the old database's; SQLite would apply them to the new one
-            target.with_name(target.name + suffix).unlink(missing_ok=True)
-        fresh.rename(target)
+        with _alone(target):
+            mode = target.stat().st_mode & 0o777 if exists else 0o600
+            with gzip.open(packed) as data, private_file(fresh, mode) as content:
+                _stream(data, content, backup.content_bytes, "restore", work)
+                content.flush()
+                os.fsync(content.fileno())
+            _inspect(fresh)
+            for suffix in _LOGS:  # nothing of the old database is in them; SQLite would apply them to the new one
+                target.with_name(target.name + suffix).unlink(missing_ok=True)
+            fresh.rename(target)
         sync(target.parent)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Nobody else reads or writes the database ``target``, and all that was committed is in its one file.
+
+    Raises:
+        RestoreRefused: somebody has it open, or SQLite cannot read it.
+        BackupFailed: it cannot be written.
+    """
+    if not (target.exists() and target.stat().st_size):
+        yield
+        return
+    with target.open("rb") as file:  # before SQLite opens it: closing it, SQLite would remove the log
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise RestoreRefused(reason=f"{target} is no SQLite database; move it away, with a -wal file beside it")
+    uri = f"{target.as_uri()}?mode=rw"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as old:
+            busy = old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            # Leaving the WAL needs every other connection gone, also one that does nothing now.
+            if busy or old.execute("PRAGMA journal_mode=DELETE").fetchone()[0] != "delete":
+                raise RestoreRefused(reason=_IN_USE.format(target))
+            old.execute("BEGIN EXCLUSIVE")
+            yield
+    except sqlite3.Error as error:
+        raise _unready(target, error) from error
+
+
+def _unready(target: Path, error: sqlite3.Error) -> RestoreRefused | BackupFailed:
+    kind = error.sqlite_errorcode & 0xFF  # the low byte of an extended code
+    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return RestoreRefused(reason=_IN_USE.format(target))
+    return BackupFailed(reason=f"{target}: {error}; if it cannot be mended, move it away, with a -wal file beside it")
 
 
 def _copy(source: Path, snapshot: Path, work: Work) -> None:
@@ -126,8 +163,9 @@ def _inspect(database: Path) -> tuple[dict[str, int], dict[str, int]]:
         BackupFailed: it is not sound.
     """
     try:
-        # Immutable: nothing is created beside it.
-        with closing(sqlite3.connect(f"file:{database}?immutable=1", uri=True)) as connection:
+        # Immutable: nothing is created beside it. as_uri() quotes: `#`, `?` and `%` would name another file.
+        uri = f"{database.absolute().as_uri()}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
             found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
             if found != ["ok"]:
                 raise BackupFailed(reason=f"the copy is not sound: {found[0]}")

@@ -22,6 +22,8 @@ Stage = Literal["dump", "verify", "restore"]
 CHUNK = 1 << 18
 # Clients repeat the statement that failed, with people's data in it; only the lines of the program itself are shown.
 _OWN_LINE = re.compile(r"^(?:ERROR\b|[a-z]*(?:mysql|mariadb)[a-z-]*:).*", re.MULTILINE)
+# In them a server's message comes behind its number: "ERROR 1366 (22007) at line 7: …", "Got error: 1045: …".
+_SERVER_SAID = re.compile(r"(?P<head>\berror:? (?P<number>\d+)\b[^:]*: )(?P<message>.*)", re.IGNORECASE)
 
 
 class Progress(NamedTuple):
@@ -117,4 +119,8 @@ def _close(pipe: IO[bytes] | None) -> None:
 def _own(said: IO[bytes]) -> str:
     said.seek(0)
     lines = _OWN_LINE.findall(said.read(1 << 16).decode(errors="replace"))
-    return without_values(" | ".join(lines[-3:])) or "it said nothing"
+    return " | ".join(_SERVER_SAID.sub(_without_values, line) for line in lines[-3:]) or "it said nothing"
+
+
+def _without_values(said: re.Match[str]) -> str:
+    return said["head"] + (without_values(int(said["number"]), said["message"]) or "…")
