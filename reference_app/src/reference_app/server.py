@@ -79,9 +79,10 @@ def serve(app: ASGIApp, listener: socket.socket, *, drain_s: float, begin_drain:
     logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != _UVICORN_FAILED)
     try:
         DrainingServer(config, begin_drain).run(sockets=[listener])
-    except SystemExit:
+    except SystemExit:  # newer uvicorns leave so after a failed start, older ones return
         if start.error is None:
             raise
+    if start.error is not None:
         raise CannotStart() from start.error
 
 
