@@ -7,7 +7,7 @@ import json
 import sys
 from importlib import import_module
 
-NAMES = ("db", "redis")
+NAMES = ("db", "quota", "redis")
 
 
 def main() -> int:

@@ -87,6 +87,22 @@ async def test_an_old_snapshot_sees_what_is_overdue(own: Ledger, engine: AsyncEn
     assert await own.balance(account) == Balance(available=4, reserved=6)
 
 
+@pytest.mark.dialect("mysql")
+async def test_an_old_snapshot_answers_repeats(own: Ledger, engine: AsyncEngine) -> None:
+    """What was done since the snapshot is the answer to its repeat, not a refusal for want of what it took."""
+    account = Account("acme", "u_7", "credits")
+    await own.grant(account, 4, key="order")
+    async with async_sessionmaker(engine).begin() as session:
+        tx = await enlist(session)
+        await session.execute(text("SELECT COUNT(*) FROM daydo_quota_hold"))
+        await own.reserve(account, 4, key="task")
+        await own.capture(account, 4, key="page", hold_key="task")
+        assert not (await own.reserve(account, 4, key="task", tx=tx)).created
+        assert (await own.capture(account, 4, key="page", hold_key="task", tx=tx)).captured == 4
+        await own.cancel(account, key="task", tx=tx)
+    assert await own.balance(account) == Balance(spent=4)
+
+
 async def test_a_rollback_takes_everything_with_it(own: Ledger, engine: AsyncEngine) -> None:
     """Rows, history and counters of a call in a transaction that is rolled back never were."""
     account = Account("acme", "u_7", "credits")

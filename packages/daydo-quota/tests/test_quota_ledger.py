@@ -134,6 +134,54 @@ async def test_a_charge_above_the_hold_leaves_it_to_its_timeout(ledger: Ledger, 
     assert await ledger.balance(CREDITS) == Balance(available=10)
 
 
+async def test_a_block_charges_as_it_goes(ledger: Ledger, clock: ManualClock) -> None:
+    """What it captured stays charged although it fails; without an error the rest is charged, or as much as it says."""
+    await ledger.grant(CREDITS, 30, key="order")
+    with pytest.raises(ZeroDivisionError):
+        async with ledger.hold(CREDITS, 5, key="fails") as work:
+            assert (await work.capture(2, key="fails_1")).captured == 2
+            raise ZeroDivisionError
+    assert await ledger.balance(CREDITS) == Balance(available=28, spent=2)
+    async with ledger.hold(CREDITS, 5, key="ends", ttl_s=30) as work:
+        await work.extend(60)
+        clock.advance(59)
+        await work.capture(2, key="ends_1")
+        work.charge = 1
+    assert await ledger.balance(CREDITS) == Balance(available=25, spent=5)
+    async with ledger.hold(CREDITS, 5, key="more", overage="available") as work:
+        await work.capture(2, key="more_1")
+        work.charge = 6
+    assert await ledger.balance(CREDITS) == Balance(available=17, spent=13)
+    async with ledger.hold(CREDITS, 5, key="late", ttl_s=30, late="available"):
+        clock.advance(30)
+    assert await ledger.balance(CREDITS) == Balance(available=12, spent=18)
+
+
+async def test_a_block_may_capture_while_the_ledger_drains(db: Database, clock: ManualClock) -> None:
+    """Work that is still under way when the ledger is left charges what it has done."""
+    inside, leaving_began = asyncio.Event(), asyncio.Event()
+    ledger = Ledger(db, clock=clock)
+
+    async def work() -> None:
+        async with ledger.hold(CREDITS, 5, key="task", ttl_s=30) as hold:
+            inside.set()
+            await leaving_began.wait()
+            await hold.extend(60)
+            await hold.capture(2, key="page")
+            hold.charge = 0
+
+    async with ledger:
+        await ledger.grant(CREDITS, 5, key="order")
+        task = asyncio.create_task(work())
+        await inside.wait()
+        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        leaving_began.set()
+        await asyncio.gather(task, leaving)
+    async with Ledger(db, clock=clock) as after:
+        assert await after.balance(CREDITS) == Balance(available=3, spent=2)
+
+
 async def test_a_ledger_waits_for_open_blocks(db: Database, clock: ManualClock) -> None:
     """On its way out it takes no new work, and lets the blocks that are open settle."""
     inside, done = asyncio.Event(), asyncio.Event()
@@ -235,6 +283,10 @@ async def test_a_lost_answer_to_commit_is_asked_again(database_url: str, clock: 
             assert (await ledger.reserve(CREDITS, 4, key="task")).created
             assert (await ledger.confirm(CREDITS, 3, key="task")).captured == 3
             assert (await ledger.cancel(CREDITS, key="unknown")).created
+            assert [hold.created for hold in await ledger.reserve_all([(CREDITS, 2)], key="several")] == [True]
+            assert (await ledger.capture(CREDITS, 1, key="page", hold_key="several")).created
+            assert (await ledger.refund(CREDITS, 1, key="back", hold_key="several")).created
+            assert (await ledger.cancel(CREDITS, key="several")).captured == 1
             assert await ledger.balance(CREDITS) == Balance(available=7, spent=3)
 
 
@@ -272,6 +324,86 @@ async def test_books_that_were_edited_by_hand_are_not_made_worse(ledger: Ledger,
     with pytest.raises(BooksDisagree):
         await ledger.reserve(CREDITS, 6, key="task")
     await db.execute("UPDATE daydo_quota_account SET available = 5")
+
+
+# Auditing
+
+
+async def a_little_of_everything(ledger: Ledger, clock: ManualClock, account: Account) -> None:
+    name = account.subject
+    await ledger.grant(account, 20, key=f"{name}_order")
+    await ledger.grant(account, 5, key=f"{name}_promo", priority=1, expires_at_us=clock.now_us() + 60_000_000)
+    await ledger.reserve_all([(account, 7)], key=f"{name}_done")
+    await ledger.capture(account, 2, key=f"{name}_page", hold_key=f"{name}_done")
+    await ledger.confirm(account, 8, key=f"{name}_done", overage="available")
+    await ledger.refund(account, 3, key=f"{name}_back", hold_key=f"{name}_done")
+    await ledger.reserve(account, 1, key=f"{name}_late", ttl_s=1)
+    clock.advance(1)
+    await ledger.confirm(account, key=f"{name}_late", late="available")
+    await ledger.reserve(account, 4, key=f"{name}_open")
+    await ledger.cancel(account, key=f"{name}_never_made")
+
+
+WRONG = {
+    "an account differs from the sum of its grants": "UPDATE daydo_quota_account SET pending = 1 {its}",
+    "reserved is not the sum of the open holds": "UPDATE daydo_quota_hold SET phase = 'cancelled' {open}",
+    "the last entry differs from the account": "UPDATE daydo_quota_entry SET spent = 9 {last}",
+    "there are entries after the last": "UPDATE daydo_quota_entry SET seq = 100 {second}",
+    "an account would look too late": "UPDATE daydo_quota_account SET next_due_at_us = 9007199254740991 {its}",
+    "a grant's held units are not those of the open holds":
+        "UPDATE daydo_quota_hold SET parts = '[[\"grant_x\",4,0,0]]' {open}",
+    "an entry's balances do not follow from the one before":
+        "UPDATE daydo_quota_entry SET available_change = 1 WHERE op_key = 'u_8_late' AND step = 'held'",
+    "a grant differs from its parts or its entry":
+        "UPDATE daydo_quota_entry SET amount = 1 WHERE op_key = 'u_8_promo' AND step = 'granted'",
+    "a hold differs from its parts, amendments or entries":
+        "UPDATE daydo_quota_hold SET refunded = 2 WHERE op_key = 'u_8_done'",
+    "a capture or refund differs from its entry":
+        "UPDATE daydo_quota_entry SET amount = 1 WHERE op_key = 'u_8_page'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("complaint", WRONG)
+async def test_an_audit_names_the_first_row_that_disagrees(db: Database, clock: ManualClock, complaint: str) -> None:
+    """Whatever was tampered with, in however small steps it reads; another tenant's audit is not disturbed by it."""
+    config = LedgerConfig(audit_accounts=2, audit_rows=3, sweep_interval_s=0)
+    async with Ledger(db, config, clock=clock) as ledger:
+        for tenant, subject in (("acme", "u_7"), ("acme", "u_8"), ("acme", "u_9"), ("other", "u_8")):
+            await a_little_of_everything(ledger, clock, Account(tenant, subject, "credits"))
+        sound = await ledger.audit()
+        assert (sound.accounts, sound.disagreement) == (4, None)
+        [(entries,)] = (await db.query("SELECT COUNT(*) FROM daydo_quota_entry")).rows
+        assert sound.entries == entries
+        [(account_id, seq)] = (
+            await db.query("SELECT id, seq FROM daydo_quota_account WHERE tenant = 'acme' AND subject = 'u_8'")
+        ).rows
+        places = {
+            "its": f"WHERE id = {account_id}",
+            "open": f"WHERE account_id = {account_id} AND op_key = 'u_8_open'",
+            "second": f"WHERE account_id = {account_id} AND seq = 2",
+            "last": f"WHERE account_id = {account_id} AND seq = {seq}",
+        }
+        edit = WRONG[complaint].format(**places)
+        if "op_key = 'u_8" in edit and "account_id" not in edit:
+            edit += f" AND account_id = {account_id}"
+        await db.execute(edit)
+        told = (await ledger.audit("acme")).disagreement
+        assert told is not None
+        assert (told.complaint, told.account_id) == (complaint, account_id)
+        assert (await ledger.audit("other")) == msgspec.structs.replace(sound, accounts=1, entries=entries // 4)
+
+
+async def test_an_audit_changes_nothing_and_waits_for_nobody(ledger: Ledger, db: Database, clock: ManualClock) -> None:
+    """Also where something is overdue, and beside a transaction that has an account."""
+    await a_little_of_everything(ledger, clock, CREDITS)
+    clock.advance(3600)
+    tables = ("account", "grant", "hold", "amendment", "entry")
+    before = [(await db.query(f"SELECT * FROM daydo_quota_{table}")).rows for table in tables]
+    assert (await ledger.audit()).disagreement is None
+    assert before == [(await db.query(f"SELECT * FROM daydo_quota_{table}")).rows for table in tables]
+    async with db.transaction() as tx:
+        await ledger.reserve(CREDITS, 1, key="mine", tx=tx)
+        assert (await ledger.audit()).disagreement is None
 
 
 # Looking
@@ -449,6 +581,24 @@ async def test_counters_tell_what_happened(ledger: Ledger, clock: ManualClock) -
     assert units == {"granted": 10, "held": 6, "spent": 3, "returned": 3}
 
 
+async def test_counters_tell_of_captures_and_refunds(ledger: Ledger) -> None:
+    """Spent counts what was ever charged; refunds are counted by themselves, and nothing counts backwards."""
+    await ledger.grant(CREDITS, 20, key="order")
+    await ledger.reserve_all([(CREDITS, 4)], key="a")
+    for _ in range(2):
+        await ledger.capture(CREDITS, 1, key="page", hold_key="a")
+    await ledger.extend(CREDITS, key="a", ttl_s=600)
+    with pytest.raises(ChargeExceedsHold):
+        await ledger.capture(CREDITS, 9, key="page_2", hold_key="a")
+    await ledger.confirm(CREDITS, 5, key="a", overage="available")
+    await ledger.refund(CREDITS, 2, key="back", hold_key="a")
+    captures = {outcome: count(ledger, "captures_total", outcome) for outcome in ("captured", "replayed", "refused")}
+    assert captures == {"captured": 1, "replayed": 1, "refused": 1}
+    assert count(ledger, "extensions_total", "extended") == count(ledger, "refunds_total", "refunded") == 1
+    names = ("held", "spent", "returned", "refunded")
+    assert [count(ledger, f"{name}_units_total", "credits") for name in names] == [4, 6, 0, 2]
+
+
 async def test_health_tells_of_a_sweeper_that_is_late(ledger: Ledger, clock: ManualClock, db: Database) -> None:
     """Nothing is wrong with the balances then, but idle accounts' history and events wait."""
     assert (await ledger.health()).status == "ok"
@@ -478,6 +628,11 @@ async def test_a_ledger_that_was_not_entered_says_so(db: Database) -> None:
         ledger.reserve(CREDITS, 1, key="k"),
         ledger.confirm(CREDITS, key="k"),
         ledger.cancel(CREDITS, key="k"),
+        ledger.reserve_all([(CREDITS, 1)], key="k"),
+        ledger.capture(CREDITS, 1, key="k", hold_key="h"),
+        ledger.extend(CREDITS, key="k", ttl_s=1),
+        ledger.refund(CREDITS, 1, key="k", hold_key="h"),
+        ledger.audit(),
         ledger.hold(CREDITS, 1, key="k").__aenter__(),
         ledger.balance(CREDITS),
         ledger.accounts("acme", "u_7"),

@@ -24,21 +24,27 @@ from hypothesis.stateful import (
 from daydo_db import Database, migrate
 from daydo_kernel import new_id
 from daydo_kernel.testing import ManualClock
-from daydo_quota import Account, Balance, Grant, Hold, Ledger, LedgerConfig, QuotaError
+from daydo_quota import Account, Balance, Grant, Hold, Ledger, LedgerConfig, Policy, QuotaError
 from daydo_quota.planner import (
     NEVER_US,
     AccountKey,
     AccountRow,
+    AmendmentRow,
     Cancel,
+    Capture,
     CatchUp,
     Confirm,
     EntryRow,
+    Extend,
     GrantRow,
     GrantUnits,
     HoldRow,
+    Leg,
     Op,
     Plan,
+    Refund,
     Reserve,
+    ReserveAll,
     State,
     plan,
 )
@@ -55,6 +61,7 @@ class Books:
         self.accounts: dict[AccountKey, AccountRow] = {}
         self.grants: dict[str, GrantRow] = {}
         self.holds: dict[str, HoldRow] = {}
+        self.amendments: list[AmendmentRow] = []
         self.entries: list[EntryRow] = []
 
     def state(self, ops: list[Op], now_us: int) -> State:
@@ -66,7 +73,8 @@ class Books:
         for hold in self.holds.values():
             if hold.phase == "open" and hold.expires_at_us > now_us:
                 later[hold.account_id] = min(later.get(hold.account_id, NEVER_US), hold.expires_at_us)
-        return State(dict(self.accounts), list(self.grants.values()), list(self.holds.values()), later)
+        grants, holds = list(self.grants.values()), list(self.holds.values())
+        return State(dict(self.accounts), grants, holds, later, list(self.amendments))
 
     def run(self, ops: list[Op], now_us: int) -> list[Any]:
         state = self.state(ops, now_us)
@@ -82,6 +90,7 @@ class Books:
             self.accounts[account.tenant, account.subject, account.unit] = account
         self.grants |= {row.id: row for row in [*decided.grants, *decided.new_grants]}
         self.holds |= {row.id: row for row in [*decided.holds, *decided.new_holds]}
+        self.amendments += decided.new_amendments
         self.entries += decided.entries
 
     def check(self) -> None:
@@ -98,7 +107,7 @@ class Books:
             assert account.spent == sum(row.spent for row in grants)
             assert account.expired == sum(row.expired for row in grants)
             holds = [row for row in self.holds.values() if row.account_id == account.id and row.phase == "open"]
-            assert account.reserved == sum(row.amount for row in holds)
+            assert account.reserved == sum(row.amount - row.captured for row in holds)
             entries = [row for row in self.entries if row.account_id == account.id]
             assert [row.seq for row in entries] == list(range(1, account.seq + 1)), "no gap"
             assert [row.at_us for row in entries] == sorted(row.at_us for row in entries), "in the order of time"
@@ -117,6 +126,12 @@ class Books:
         for hold in self.holds.values():
             assert hold.amount == sum(part.amount for part in hold.parts)
             assert hold.captured == sum(part.used for part in hold.parts)
+            assert hold.refunded == sum(part.refunded for part in hold.parts)
+            assert all(0 <= part.refunded <= part.used for part in hold.parts)
+            assert hold.phase != "open" or all(part.used <= part.amount for part in hold.parts)
+        for grant in self.grants.values():
+            parts = [part for hold in self.holds.values() for part in hold.parts if part.grant_id == grant.id]
+            assert grant.spent == sum(part.used - part.refunded for part in parts)
 
 
 class PlannerUnderTest:
@@ -157,6 +172,10 @@ class LedgerUnderTest:
             return await self._ask(op, {"tx": tx})
 
     async def _ask(self, op: Op, options: dict[str, Any]) -> Any:
+        if isinstance(op, ReserveAll):
+            ttl_s = None if op.ttl_given_us is None else op.ttl_given_us / SECOND_US
+            amounts = [(Account(*leg.account), leg.amount) for leg in op.legs]
+            return await self.ledger.reserve_all(amounts, key=op.key, ttl_s=ttl_s, **options)
         account = Account(*op.account)
         match op:
             case GrantUnits():
@@ -165,10 +184,17 @@ class LedgerUnderTest:
             case Reserve():
                 ttl_s = None if op.ttl_given_us is None else op.ttl_given_us / SECOND_US
                 return await self.ledger.reserve(account, op.amount, key=op.key, ttl_s=ttl_s, **options)
+            case Capture():
+                return await self.ledger.capture(account, op.amount, key=op.key, hold_key=op.hold_key, **options)
             case Confirm():
-                return await self.ledger.confirm(account, op.amount, key=op.key, **options)
+                policies = {"overage": op.overage, "late": op.late}
+                return await self.ledger.confirm(account, op.amount, key=op.key, **policies, **options)
             case Cancel():
                 return await self.ledger.cancel(account, key=op.key, **options)
+            case Extend():
+                return await self.ledger.extend(account, key=op.key, ttl_s=op.ttl_us / SECOND_US, **options)
+            case Refund():
+                return await self.ledger.refund(account, op.amount, key=op.key, hold_key=op.hold_key, **options)
             case CatchUp():
                 return await self.ledger.balance(account, **options)
 
@@ -184,6 +210,8 @@ SECONDS = st.sampled_from([1, 1, 1, 1, 5, 10, 60, 300])
 SOMETIMES = st.sampled_from([None, None, None, 1, 10, 60])
 PRIORITY = st.sampled_from([10, 50])
 WHO = st.sampled_from(["a", "a", "a", "b"])
+POLICY = st.sampled_from(["reject", "available"])
+KEYED = (GrantUnits, Reserve, Capture, Refund)
 
 
 class History(RuleBasedStateMachine):
@@ -220,10 +248,19 @@ class History(RuleBasedStateMachine):
                 return self.model.grant(op.account, op.amount, op.key, *dates)
             case Reserve():
                 return self.model.reserve(op.account, op.amount, op.key, op.ttl_given_us)
+            case ReserveAll():
+                amounts = [(leg.account, leg.amount) for leg in op.legs]
+                return self.model.reserve_all(amounts, op.key, op.ttl_given_us)
+            case Capture():
+                return self.model.capture(op.account, op.amount, op.key, op.hold_key)
             case Confirm():
-                return self.model.confirm(op.account, op.amount, op.key)
+                return self.model.confirm(op.account, op.amount, op.key, op.overage, op.late)
             case Cancel():
                 return self.model.cancel(op.account, op.key)
+            case Extend():
+                return self.model.extend(op.account, op.ttl_us, op.key)
+            case Refund():
+                return self.model.refund(op.account, op.amount, op.key, op.hold_key)
             case CatchUp():
                 return self.model.balance(op.account)
 
@@ -273,11 +310,69 @@ class History(RuleBasedStateMachine):
         )
         self.call(op, tx)
 
+    @rule(data=st.data(), key=st.sampled_from([None, None, "capped"]), ttl=SOMETIMES, tx=st.booleans())
+    def reserve_several(self, data: st.DataObject, key: str | None, ttl: int | None, tx: bool) -> None:
+        who = data.draw(st.permutations(["a", "b"]))
+        legs = [Leg(new_id("hold"), self.account(name), data.draw(st.integers(1, 6))) for name in who]
+        given = None if ttl is None else ttl * SECOND_US
+        op = ReserveAll(legs=tuple(legs), key=key or new_id("h"), ttl_us=given or TTL_US, ttl_given_us=given, reason="")
+        self.call(op, tx)
+
+    @rule(who=st.sampled_from(["a", "b"]), tx=st.booleans())
+    def cancel_comes_first_for_one_of_several(self, who: str, tx: bool) -> None:
+        self.call(Cancel(id=new_id("hold"), account=self.account(who), key="capped", reason=""), tx)
+
     @precondition(lambda self: self._live())
-    @rule(data=st.data(), amount=st.none() | st.integers(0, 12), tx=st.booleans())
-    def confirm(self, data: st.DataObject, amount: int | None, tx: bool) -> None:
+    @rule(data=st.data(), amount=st.integers(1, 6), tx=st.booleans())
+    def capture(self, data: st.DataObject, amount: int, tx: bool) -> None:
+        account, hold_key = data.draw(st.sampled_from(self._live()))
+        self._capture(account, amount, hold_key, tx)
+
+    @precondition(lambda self: self.model.holds)
+    @rule(data=st.data(), amount=st.integers(1, 4), tx=st.booleans())
+    def capture_whatever_it_is(self, data: st.DataObject, amount: int, tx: bool) -> None:
+        account, hold_key = data.draw(st.sampled_from(list(self.model.holds)))
+        self._capture(account, amount, hold_key, tx)
+
+    def _capture(self, account: AccountKey, amount: int, hold_key: str, tx: bool) -> None:
+        op = Capture(
+            id=new_id("capture"), account=account, key=new_id("c"), hold_key=hold_key, amount=amount, reason=""
+        )
+        self.call(op, tx)
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data(), amount=st.none() | st.integers(0, 12), overage=POLICY, tx=st.booleans())
+    def confirm(self, data: st.DataObject, amount: int | None, overage: Policy, tx: bool) -> None:
         account, key = data.draw(st.sampled_from(self._live()))
-        self.call(Confirm(account=account, key=key, amount=amount, reason=""), tx)
+        self.call(Confirm(account=account, key=key, amount=amount, reason="", overage=overage), tx)
+
+    @precondition(lambda self: self.model.holds)
+    @rule(data=st.data(), amount=st.none() | st.integers(0, 6), overage=POLICY, tx=st.booleans())
+    def confirm_even_late(self, data: st.DataObject, amount: int | None, overage: Policy, tx: bool) -> None:
+        account, key = data.draw(st.sampled_from(list(self.model.holds)))
+        op = Confirm(account=account, key=key, amount=amount, reason="", overage=overage, late="available")
+        self.call(op, tx)
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data(), seconds=st.sampled_from([1, 60, 600]), tx=st.booleans())
+    def extend(self, data: st.DataObject, seconds: int, tx: bool) -> None:
+        account, key = data.draw(st.sampled_from(self._live()))
+        self.call(Extend(account=account, key=key, ttl_us=seconds * SECOND_US), tx)
+
+    @precondition(lambda self: self.model.holds)
+    @rule(data=st.data(), tx=st.booleans())
+    def extend_whatever_it_is(self, data: st.DataObject, tx: bool) -> None:
+        account, key = data.draw(st.sampled_from(list(self.model.holds)))
+        self.call(Extend(account=account, key=key, ttl_us=SECOND_US), tx)
+
+    @precondition(lambda self: self._charged())
+    @rule(data=st.data(), more=st.sampled_from([0, 0, 0, 1]), tx=st.booleans())
+    def refund(self, data: st.DataObject, more: int, tx: bool) -> None:
+        account, hold_key = data.draw(st.sampled_from(self._charged()))
+        hold = self.model.holds[account, hold_key]
+        amount = data.draw(st.integers(1, hold.captured - hold.refunded)) + more * hold.captured
+        op = Refund(id=new_id("refund"), account=account, key=new_id("r"), hold_key=hold_key, amount=amount, reason="")
+        self.call(op, tx)
 
     @precondition(lambda self: self._live())
     @rule(data=st.data(), tx=st.booleans())
@@ -288,19 +383,18 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self._live())
     @rule(data=st.data(), early_us=st.sampled_from([0, 1]), confirm=st.booleans(), tx=st.booleans())
     def settle_on_the_last_microsecond(self, data: st.DataObject, early_us: int, confirm: bool, tx: bool) -> None:
-        (tenant, _, _), key = data.draw(st.sampled_from(self._live()))
-        wait_us = self.model.holds[tenant, key].until_us - early_us - self.model.now_us
+        account, key = data.draw(st.sampled_from(self._live()))
+        wait_us = self.model.holds[account, key].until_us - early_us - self.model.now_us
         self.time_passes(wait_us / SECOND_US)
-        self._settle(key, confirm, tx)
+        self._settle(account, key, confirm, tx)
 
     @precondition(lambda self: self.model.holds)
     @rule(data=st.data(), confirm=st.booleans(), tx=st.booleans())
     def settle_whatever_it_is(self, data: st.DataObject, confirm: bool, tx: bool) -> None:
-        _, key = data.draw(st.sampled_from(list(self.model.holds)))
-        self._settle(key, confirm, tx)
+        account, key = data.draw(st.sampled_from(list(self.model.holds)))
+        self._settle(account, key, confirm, tx)
 
-    def _settle(self, key: str, confirm: bool, tx: bool) -> None:
-        account = self.model.holds[self.real.tenant, key].account
+    def _settle(self, account: AccountKey, key: str, confirm: bool, tx: bool) -> None:
         if confirm:
             self.call(Confirm(account=account, key=key, amount=None, reason=""), tx)
         else:
@@ -321,13 +415,19 @@ class History(RuleBasedStateMachine):
     def the_same_again(self, data: st.DataObject, tx: bool) -> None:
         op = data.draw(st.sampled_from(self.calls[::-1]))
         # A caller's repeat is a new operation: it has another id.
-        again = op if isinstance(op, Confirm | CatchUp) else msgspec.structs.replace(op, id=new_id("again"))
-        self.call(again, tx)
+        match op:
+            case Confirm() | Extend() | CatchUp():
+                self.call(op, tx)
+            case ReserveAll():
+                legs = tuple(leg._replace(id=new_id("again")) for leg in op.legs[::-1])
+                self.call(msgspec.structs.replace(op, legs=legs), tx)
+            case _:
+                self.call(msgspec.structs.replace(op, id=new_id("again")), tx)
 
-    @precondition(lambda self: any(isinstance(op, GrantUnits | Reserve) for op in self.calls))
+    @precondition(lambda self: any(isinstance(op, KEYED) for op in self.calls))
     @rule(data=st.data(), tx=st.booleans())
     def almost_the_same_again(self, data: st.DataObject, tx: bool) -> None:
-        made = [op for op in self.calls if isinstance(op, GrantUnits | Reserve)]
+        made = [op for op in self.calls if isinstance(op, KEYED)]
         op = data.draw(st.sampled_from(made))
         self.call(msgspec.structs.replace(op, id=new_id("again"), amount=op.amount + 1), tx)
 
@@ -346,15 +446,20 @@ class History(RuleBasedStateMachine):
 
     def _live(self) -> list[tuple[AccountKey, str]]:
         holds = self.model.holds.items()
-        return [(hold.account, key) for (_, key), hold in holds if self.model.phase(hold) == "open"]
+        return [place for place, hold in holds if self.model.phase(hold) == "open"]
+
+    def _charged(self) -> list[tuple[AccountKey, str]]:
+        return [place for place, hold in self.model.holds.items() if hold.captured > hold.refunded]
 
 
-def _summary(answer: Grant | Hold | Balance) -> object:
+def _summary(answer: Grant | Hold | list[Hold] | Balance) -> object:
     match answer:
+        case list():
+            return [_summary(hold) for hold in answer]
         case Grant():
             return answer.remaining, answer.created
         case Hold():
-            return (answer.phase, answer.amount, answer.captured, answer.created)
+            return (answer.phase, answer.amount, answer.captured, answer.refunded, answer.created)
         case Balance():
             return answer
 

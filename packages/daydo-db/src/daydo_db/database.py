@@ -211,6 +211,14 @@ class Database(Part):
             await asyncio.sleep(random.uniform(0, wait_s))  # noqa: S311
             retries, wait_s = retries - 1, wait_s * 2
 
+    def require_outside(self) -> None:
+        """Check that this task has no transaction open here; for those who write through another task.
+
+        Raises:
+            InsideTransaction: it has, and waiting for the other task might be waiting for itself.
+        """
+        self._require_outside()
+
     async def require_schema(self, package: str) -> None:
         """Check that the tables of ``package`` are there in this code's version, or a later one.
 

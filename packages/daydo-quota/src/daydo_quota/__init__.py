@@ -1,6 +1,8 @@
 """A ledger for credits, points and tokens; see README.md."""
 
 from .errors import (
+    AccountBusy,
+    BadAccounts,
     BadAmount,
     BadName,
     BadPeriod,
@@ -14,15 +16,21 @@ from .errors import (
     HoldUnknown,
     InsufficientQuota,
     KeyConflict,
+    LedgerLeft,
+    QueueFull,
     QuotaError,
+    RefundExceedsCharge,
 )
-from .ledger import Ledger, LedgerConfig
-from .model import Account, AccountBalance, AccountLike, Balance, Entry, Grant, Hold, OpenHold
+from .ledger import Ledger, LedgerConfig, OpenHold
+from .model import Account, AccountBalance, AccountLike, Audit, Balance, Disagreement, Entry, Grant, Hold, Policy
 
 __all__ = [
     "Account",
     "AccountBalance",
+    "AccountBusy",
     "AccountLike",
+    "Audit",
+    "BadAccounts",
     "BadAmount",
     "BadName",
     "BadPeriod",
@@ -31,6 +39,7 @@ __all__ = [
     "BalanceLimit",
     "BooksDisagree",
     "ChargeExceedsHold",
+    "Disagreement",
     "Entry",
     "Grant",
     "Hold",
@@ -42,6 +51,10 @@ __all__ = [
     "KeyConflict",
     "Ledger",
     "LedgerConfig",
+    "LedgerLeft",
     "OpenHold",
+    "Policy",
+    "QueueFull",
     "QuotaError",
+    "RefundExceedsCharge",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from .errors import BadAmount, BadName, BadPeriod, BadReason
+from .errors import BadAccounts, BadAmount, BadName, BadPeriod, BadReason
 from .model import AccountLike
 from .planner import MAX_UNITS, NEVER_US, AccountKey
 
@@ -14,6 +15,7 @@ MAX_KEY = 200
 MAX_SOURCE = 32
 MAX_REASON = 200
 MAX_PRIORITY = 100
+MAX_LEGS = 16
 
 # No spaces: a padding collation would take "a" and "a " for the same key.
 _VISIBLE = re.compile(r"[!-~]+")
@@ -26,6 +28,15 @@ def check_account(account: AccountLike) -> AccountKey:
         check_name("subject", account.subject, MAX_OWNER),
         check_name("unit", account.unit, MAX_UNIT),
     )
+
+
+def check_accounts(accounts: Sequence[AccountLike]) -> list[AccountKey]:
+    """As :func:`check_account` each; BadAccounts if they cannot be held together."""
+    keys = [check_account(account) for account in accounts]
+    together = len({key[0] for key in keys}) == 1 and len(set(keys)) == len(keys)
+    if not together or len(keys) > MAX_LEGS:
+        raise BadAccounts(most=MAX_LEGS)
+    return keys
 
 
 def check_key(key: str) -> str:

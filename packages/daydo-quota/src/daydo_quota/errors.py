@@ -16,8 +16,10 @@ class InsufficientQuota(
     zh="额度不足：需要 {amount}，可用 {available}。",
     en="Not enough quota: {amount} needed, {available} available.",
 ):
-    """The account cannot cover the hold. Nothing was remembered: the same key may be tried again after a top-up."""
+    """The account cannot cover the hold, or what a confirm may take beyond it. Nothing was remembered: the same key may
+    be tried again after a top-up. ``subject`` and ``unit`` say which account lacks, ``amount`` what it was to give."""
 
+    subject: str
     unit: str
     amount: int
     available: int
@@ -30,7 +32,7 @@ class HoldUnknown(
     zh="预留不存在，请先预留额度。",
     en="There is no such hold; reserve first.",
 ):
-    """A confirm names a key under which this account never held anything."""
+    """A confirm, capture, extension or refund names a key under which this account never held anything."""
 
     key: str
 
@@ -54,7 +56,7 @@ class HoldExpired(
     zh="预留已超时，额度已退回，请重新发起。",
     en="The hold has timed out and its quota was returned; reserve again under a new key, or with a longer ttl_s.",
 ):
-    """A confirm, or a second saga, came after the hold's time; ``expired_at_us`` says when that was."""
+    """A confirm, capture, extension or second saga came after the hold's time, which was ``expired_at_us``."""
 
     key: str
     hold_id: str
@@ -78,10 +80,10 @@ class HoldConfirmed(
     QuotaError,
     code=40933,
     name="quota.hold_confirmed",
-    zh="预留已结算，无法取消。",
-    en="The hold was confirmed and can no longer be cancelled.",
+    zh="预留已结算，不能再更改。",
+    en="The hold was confirmed and can no longer be changed.",
 ):
-    """A cancel came after the confirm; ``captured`` units were charged."""
+    """A cancel, capture or extension came after the confirm; ``captured`` units were charged."""
 
     key: str
     hold_id: str
@@ -109,7 +111,10 @@ class ChargeExceedsHold(
     zh="结算数量 {amount} 超过预留数量 {held}。",
     en="The charge of {amount} exceeds the {held} held.",
 ):
-    """A confirm asks for more than was held; hold the greatest possible amount and confirm what was used."""
+    """A capture or confirm asks for more than the ``held`` units that the hold still has.
+
+    Hold the greatest possible amount and confirm what was used, or confirm with ``overage="available"``.
+    """
 
     key: str
     amount: int
@@ -164,6 +169,71 @@ class BadReason(
     """``reason`` is kept in the account's history, so it is bounded."""
 
     most: int
+
+
+class RefundExceedsCharge(
+    QuotaError,
+    code=42236,
+    name="quota.refund_exceeds_charge",
+    zh="退还数量 {amount} 超过已扣除且未退还的数量 {charged}。",
+    en="The refund of {amount} exceeds the {charged} that are charged and not yet refunded.",
+):
+    """All refunds of a hold together never exceed what it was charged."""
+
+    key: str
+    amount: int
+    charged: int
+
+
+class BadAccounts(
+    QuotaError,
+    code=42237,
+    name="quota.bad_accounts",
+    zh="一次预留必须包含同一租户的 1 到 {most} 个不同账户。",
+    en="One hold covers 1 to {most} different accounts of one tenant.",
+):
+    """A ``reserve_all`` names no account, one of them twice, two tenants, or too many."""
+
+    most: int
+
+
+class AccountBusy(
+    QuotaError,
+    code=42330,
+    name="quota.account_busy",
+    zh="账户正被占用，请稍后重试。",
+    en="The account is in use by another transaction; nothing was changed. Try again, and keep transactions "
+    "that pass tx= short.",
+    retryable=True,
+):
+    """Another transaction, a caller's with ``tx=`` or another process's, has had the account for ``waited_s``."""
+
+    unit: str
+    waited_s: float
+
+
+class QueueFull(
+    QuotaError,
+    code=50330,
+    name="quota.queue_full",
+    zh="已有 {size} 个请求在等待，请稍后重试。",
+    en="{size} calls are waiting to be written already; nothing was changed. Try again shortly.",
+    retryable=True,
+):
+    """More calls at once than the database keeps up with; ``queue_max`` bounds them, so that they fail at once."""
+
+    size: int
+
+
+class LedgerLeft(
+    QuotaError,
+    code=50331,
+    name="quota.ledger_left",
+    zh="服务正在关闭，请稍后重试。",
+    en="The ledger was left before this call was written; nothing was changed. Repeat it, under the same key.",
+    retryable=True,
+):
+    """The call was still waiting when ``drain_s`` was over."""
 
 
 class BooksDisagree(

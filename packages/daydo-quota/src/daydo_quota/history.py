@@ -71,6 +71,7 @@ def _entry(unit: str, row: EntryRow) -> Entry:
         seq=row.seq,
         kind=row.kind,
         key=row.op_key,
+        hold_key=row.hold_key,
         reason=row.reason,
         at_us=row.at_us,
         amount=row.amount,

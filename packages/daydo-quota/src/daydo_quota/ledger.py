@@ -14,15 +14,35 @@ from typing import Annotated, Any, cast
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from daydo_db import CommitUnknown, Database, Tx, UniqueViolation, Value, now_sql
+from daydo_db import Database, Tx, UniqueViolation, Value, now_sql
 from daydo_db.paging import check_limit
 from daydo_kernel import Clock, Config, Event, EventSink, Health, Metrics, NoEvents, Page, Part, new_id
 
 from . import arguments
+from .audit import Auditor
+from .batcher import Batcher, Bounds, Written
 from .errors import HoldCancelled, HoldConfirmed, HoldExpired, InsufficientQuota, QuotaError
 from .history import History
-from .model import AccountBalance, AccountLike, Balance, Entry, Grant, Hold, OpenHold
-from .planner import AccountRow, Cancel, CatchUp, Confirm, EntryRow, GrantUnits, Op, Plan, Reserve, balance_of, plan
+from .model import AccountBalance, AccountLike, Audit, Balance, Entry, Grant, Hold, Policy
+from .planner import (
+    AccountRow,
+    Cancel,
+    Capture,
+    CatchUp,
+    Confirm,
+    EntryRow,
+    Extend,
+    GrantUnits,
+    Leg,
+    Op,
+    Plan,
+    Refund,
+    Reserve,
+    ReserveAll,
+    accounts_of,
+    balance_of,
+    plan,
+)
 from .store import Store, marks, read_unlocked
 
 log = logging.getLogger("daydo.quota")
@@ -40,10 +60,19 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
         max_hold_ttl_s: the longest a call may ask for.
         retries: how often a call of its own transaction is repeated after a deadlock, a lock timeout or a connection
             lost before COMMIT.
+        batch_max: calls of its own transaction that are written together, at most.
+        queue_max: calls that may wait to be written, those being written included; beyond that they raise
+            :class:`QueueFull`.
+        flushers: batches written at a time, of different accounts; one on SQLite, which has one writer.
+        busy_timeout_s: a call waits this long for an account that another transaction has, then :class:`AccountBusy`;
+            the database's ``lock_timeout_s`` where that is shorter.
+        busy_accounts: accounts that are waited for at a time, each with a connection; more of them wait their turn.
         sweep_interval_s: pause between two looks for overdue accounts; 0 turns the sweeper off (nothing becomes
             wrong, history and events of idle accounts come later).
         sweep_accounts: accounts looked up at a time.
         sweep_holds: overdue holds closed in one transaction.
+        audit_accounts: accounts that one statement of an audit compares.
+        audit_rows: entries, grants, holds or amendments that one statement of an audit reads.
         health_timeout_s: ``health()`` answers within this.
         drain_s: leaving waits this long for open ``hold(…)`` blocks; what is left then times out by itself.
     """
@@ -51,28 +80,64 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
     hold_ttl_s: Annotated[float, Meta(gt=0, le=31_536_000)] = 300.0
     max_hold_ttl_s: Annotated[float, Meta(gt=0, le=31_536_000)] = 604_800.0
     retries: Annotated[int, Meta(ge=0, le=100)] = 5
+    batch_max: Annotated[int, Meta(ge=1, le=1_000)] = 128
+    queue_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    flushers: Annotated[int, Meta(ge=1, le=64)] = 1
+    busy_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 2.0
+    busy_accounts: Annotated[int, Meta(ge=1, le=1_000)] = 8
     sweep_interval_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     sweep_accounts: Annotated[int, Meta(ge=1, le=10_000)] = 100
     sweep_holds: Annotated[int, Meta(ge=1, le=10_000)] = 500
+    audit_accounts: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    audit_rows: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     health_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+
+
+class OpenHold:
+    """What ``async with ledger.hold(…) as work`` gives.
+
+    Attributes:
+        hold: as it was when the block began.
+        charge: set it to charge less than what is left at the end (None: all of it).
+    """
+
+    def __init__(self, ledger: Ledger, account: AccountLike, hold: Hold) -> None:
+        self._ledger = ledger
+        self._account = account
+        self.hold = hold
+        self.charge: int | None = None
+
+    async def capture(self, amount: int, *, key: str, reason: str = "") -> Hold:
+        """:meth:`Ledger.capture` of this hold: charged also if the block fails later."""
+        return await self._ledger._capture(  # also while the ledger drains
+            self._account, amount, key=key, hold_key=self.hold.key, tx=None, reason=reason
+        )
+
+    async def extend(self, ttl_s: float) -> Hold:
+        """:meth:`Ledger.extend` of this hold."""
+        return await self._ledger._extend(self._account, key=self.hold.key, ttl_s=ttl_s, tx=None)
 
 
 class Ledger(Part):
     """Accounts of whole units: granted, held, charged, returned; each exactly once.
 
-    Every writing call names its ``key``, unique per tenant (grants and holds each have their own). The same call with
-    the same key changes nothing and returns what is there with ``created=False``; with other parameters it raises
-    :class:`KeyConflict`. So after any doubt, a timeout or a crash: call again with the same key.
+    Every writing call names its ``key``, unique per tenant (grants, holds, captures and refunds each have their own).
+    The same call with the same key changes nothing and returns what is there with ``created=False``; with other
+    parameters it raises :class:`KeyConflict`. So after any doubt, a timeout or a crash: call again with the same key.
 
     With ``tx=`` a call becomes part of the caller's transaction, at any isolation level: it locks the account until
-    that transaction ends, and neither commits nor retries. Without, it runs in one of its own.
+    that transaction ends, and neither commits nor retries. Without, it is written in one of the ledger's, together with
+    the other calls that are waiting; it never fails for another's sake.
 
     Besides the errors named below every call may raise :class:`daydo_db.DbError`, and BadName, BadAmount, BadPeriod
-    or BadReason for arguments that cannot be right. A call that raises has changed nothing.
+    or BadReason for arguments that cannot be right; without ``tx=`` also AccountBusy (another transaction has the
+    account), QueueFull and LedgerLeft. A call that raises has changed nothing, ``CommitUnknown`` excepted; one that is
+    cancelled may have.
 
     ``clock`` is for tests: it replaces the database's. ``events`` hears one event per history entry (``quota.granted``,
-    ``.activated``, ``.held``, ``.confirmed``, ``.cancelled``, ``.expired``), inside its transaction.
+    ``.activated``, ``.held``, ``.captured``, ``.confirmed``, ``.cancelled``, ``.refunded``, ``.expired``), inside its
+    transaction.
     """
 
     def __init__(
@@ -91,6 +156,7 @@ class Ledger(Part):
         self._open_blocks = 0
         self._no_blocks = asyncio.Event()
         self._history = History(db)
+        self._batcher = self._new_batcher()
         self._metrics()
 
     async def grant(
@@ -166,15 +232,92 @@ class Ledger(Part):
         hold: Hold = await self._do(op, tx)
         return hold
 
-    async def confirm(
-        self, account: AccountLike, amount: int | None = None, *, key: str, tx: Tx | None = None, reason: str = ""
+    async def reserve_all(
+        self,
+        amounts: Sequence[tuple[AccountLike, int]],
+        *,
+        key: str,
+        ttl_s: float | None = None,
+        tx: Tx | None = None,
+        reason: str = "",
+    ) -> list[Hold]:
+        """Set units of several accounts aside under one ``key``, all or none: credits *and* a daily cap.
+
+        The holds come in the order of ``amounts``; each is captured, confirmed, cancelled and times out by itself, as
+        (account, ``key``). The order of ``amounts`` is no parameter: a repeat may have another.
+
+        Raises:
+            InsufficientQuota: ``subject`` and ``unit`` name the first account that lacks. The key stays free.
+            KeyConflict: the key belongs to another hold, single or not.
+            HoldCancelled: a cancel of this key has come first, on any of the accounts.
+            BadAccounts: not 1 to 16 different accounts of one tenant.
+        """
+        self._require_started()
+        owners = arguments.check_accounts([account for account, _ in amounts])
+        op = ReserveAll(
+            legs=tuple(
+                Leg(new_id("hold"), owner, arguments.check_amount(amount))
+                for owner, (_, amount) in zip(owners, amounts, strict=True)
+            ),
+            key=arguments.check_key(key),
+            ttl_us=self._ttl_us(self.config.hold_ttl_s if ttl_s is None else ttl_s),
+            ttl_given_us=None if ttl_s is None else self._ttl_us(ttl_s),
+            reason=arguments.check_reason(reason),
+        )
+        holds: list[Hold] = await self._do(op, tx)
+        return holds
+
+    async def capture(
+        self,
+        account: AccountLike,
+        amount: int,
+        *,
+        key: str,
+        hold_key: str,
+        tx: Tx | None = None,
+        reason: str = "",
     ) -> Hold:
-        """Charge ``amount`` of the hold ``key`` (None: all); the rest returns to the grants it came from.
+        """Charge ``amount`` of the hold ``hold_key`` at once; the hold stays open with what is left.
+
+        ``key`` is the capture's own, so a hold may be captured several times. What was captured stays charged whatever
+        becomes of the hold; :meth:`refund` returns it.
+
+        Raises:
+            HoldUnknown: nothing was ever held under ``hold_key``.
+            HoldExpired, HoldCancelled, HoldConfirmed: it is over.
+            ChargeExceedsHold: ``amount`` is more than the hold has left.
+            KeyConflict: ``key`` belongs to another capture, or the hold to another account.
+        """
+        self._require_started()
+        return await self._capture(account, amount, key=key, hold_key=hold_key, tx=tx, reason=reason)
+
+    async def confirm(
+        self,
+        account: AccountLike,
+        amount: int | None = None,
+        *,
+        key: str,
+        overage: Policy = "reject",
+        late: Policy = "reject",
+        tx: Tx | None = None,
+        reason: str = "",
+    ) -> Hold:
+        """Charge ``amount`` of the hold ``key`` and close it; the rest returns to the grants it came from.
+
+        After captures ``amount`` is what is charged *besides* them (None: all that is left; 0: nothing more).
+
+        Args:
+            overage: ``"available"`` takes what exceeds the hold from the account's balance.
+            late: ``"available"`` takes the charge from the account's balance if the hold has timed out.
+
+        Neither is a parameter of the key: they say what may happen, and a repeat returns what did.
 
         Raises:
             HoldUnknown: nothing was ever held under this key.
             HoldExpired, HoldCancelled: it is gone; its units were returned.
-            ChargeExceedsHold: ``amount`` is more than was held.
+            ChargeExceedsHold: ``amount`` is more than the hold has left.
+            InsufficientQuota: the balance does not cover what ``overage`` or ``late`` would take. Nothing was changed,
+                the hold is as it was.
             KeyConflict: it was confirmed with another amount, or belongs to another account.
         """
         self._require_started()
@@ -183,12 +326,16 @@ class Ledger(Part):
             key=arguments.check_key(key),
             amount=None if amount is None else arguments.check_amount(amount, least=0),
             reason=arguments.check_reason(reason),
+            overage=overage,
+            late=late,
         )
         hold: Hold = await self._do(op, tx)
         return hold
 
     async def cancel(self, account: AccountLike, *, key: str, tx: Tx | None = None, reason: str = "") -> Hold:
-        """Return the whole hold ``key``. A hold that has timed out is returned already, which is no error.
+        """Return what is left of the hold ``key``: all that was not captured.
+
+        A hold that has timed out is returned already, which is no error.
 
         An unknown key leaves a tombstone: the reserve that is still on its way will be refused.
 
@@ -206,11 +353,70 @@ class Ledger(Part):
         hold: Hold = await self._do(op, tx)
         return hold
 
+    async def extend(self, account: AccountLike, *, key: str, ttl_s: float, tx: Tx | None = None) -> Hold:
+        """Let the open hold ``key`` last at least ``ttl_s`` seconds from now; it never becomes shorter.
+
+        Work that does not know how long it takes calls this now and then. It needs no key of its own, for a repeat
+        asks for no more than the first; and it leaves no entry, for no unit moves. ``created`` says whether the
+        time-out moved.
+
+        Raises:
+            HoldUnknown: nothing was ever held under this key.
+            HoldExpired, HoldCancelled, HoldConfirmed: it is over.
+            BadPeriod: ``ttl_s`` is not above 0 or exceeds ``max_hold_ttl_s``.
+            KeyConflict: the key belongs to another account.
+        """
+        self._require_started()
+        return await self._extend(account, key=key, ttl_s=ttl_s, tx=tx)
+
+    async def refund(
+        self,
+        account: AccountLike,
+        amount: int,
+        *,
+        key: str,
+        hold_key: str,
+        tx: Tx | None = None,
+        reason: str = "",
+    ) -> Hold:
+        """Return ``amount`` units that the hold ``hold_key`` was charged, to the grants they came from.
+
+        ``key`` is the refund's own, so a hold may be refunded in parts. Units of a grant that has expired come back as
+        expired: whoever shall have them all the same gets a :meth:`grant`, with ``source="refund"``.
+
+        Raises:
+            HoldUnknown: nothing was ever held under ``hold_key``.
+            RefundExceedsCharge: ``amount`` is more than is charged and not yet refunded.
+            KeyConflict: ``key`` belongs to another refund, or the hold to another account.
+        """
+        self._require_started()
+        op = Refund(
+            id=new_id("refund"),
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            hold_key=arguments.check_name("hold_key", hold_key, arguments.MAX_KEY),
+            amount=arguments.check_amount(amount),
+            reason=arguments.check_reason(reason),
+        )
+        hold: Hold = await self._do(op, tx)
+        return hold
+
     @asynccontextmanager
     async def hold(
-        self, account: AccountLike, amount: int, *, key: str, ttl_s: float | None = None, reason: str = ""
+        self,
+        account: AccountLike,
+        amount: int,
+        *,
+        key: str,
+        ttl_s: float | None = None,
+        overage: Policy = "reject",
+        late: Policy = "reject",
+        reason: str = "",
     ) -> AsyncIterator[OpenHold]:
         """Hold around a block: confirm ``work.charge`` (default: all) when it ends, cancel when it raises.
+
+        ``await work.capture(…)`` charges a part at once, for good; ``await work.extend(ttl_s)`` asks for more time.
+        ``overage`` and ``late`` are the confirm's.
 
         The settlement runs to its end also if the task is cancelled. If the process dies, or the settlement fails
         (``work.charge`` above what was held, no database), the hold is left to its timeout. Where the key was held
@@ -223,7 +429,7 @@ class Ledger(Part):
         """
         held = await self.reserve(account, amount, key=key, ttl_s=ttl_s, reason=reason)
         _require_open(held)
-        work = OpenHold(hold=held)
+        work = OpenHold(self, account, held)
         owner = arguments.check_account(account)
         self._enter_block()
         try:
@@ -234,7 +440,9 @@ class Ledger(Part):
                     await self._give_back(Cancel(id=new_id("hold"), account=owner, key=key, reason=reason))
                 raise
             charge = None if work.charge is None else arguments.check_amount(work.charge, least=0)
-            await self._to_the_end(Confirm(account=owner, key=key, amount=charge, reason=reason))
+            await self._to_the_end(
+                Confirm(account=owner, key=key, amount=charge, reason=reason, overage=overage, late=late)
+            )
         finally:
             self._leave_block()
 
@@ -292,6 +500,16 @@ class Ledger(Part):
         self._require_started()
         return await self._sweep()
 
+    async def audit(self, tenant: str | None = None) -> Audit:
+        """Recompute the books of ``tenant`` (None: of all) from their rows and entries; changes and locks nothing.
+
+        It stops at the first row that disagrees and names it. Other calls may go on meanwhile: each comparison is of
+        one moment. One statement reads at most ``audit_accounts`` accounts or ``audit_rows`` rows, so this takes a
+        while, and disturbs nobody.
+        """
+        self._require_started()
+        return await Auditor(self.db, tenant, self.config.audit_accounts, self.config.audit_rows).run()
+
     async def health(self) -> Health:
         """``degraded`` while an account has been overdue for more than three sweeps; ``down`` without database."""
         if not self._running:
@@ -311,6 +529,7 @@ class Ledger(Part):
         self._no_blocks = asyncio.Event()
         if not self._open_blocks:
             self._no_blocks.set()
+        self._batcher = self._new_batcher()
         await self.db.require_schema("daydo_quota")
         if self.config.sweep_interval_s > 0:
             # Jitter: processes that were started together should not look together.
@@ -318,6 +537,21 @@ class Ledger(Part):
 
     async def _drain(self) -> None:
         await self._no_blocks.wait()
+        await self._batcher.drained()
+
+    async def _close(self) -> None:
+        self._batcher.leave()
+
+    def _new_batcher(self) -> Batcher:
+        bounds = Bounds(
+            lines=self.config.flushers,
+            lanes=self.config.busy_accounts,
+            batch=self.config.batch_max,
+            queue=self.config.queue_max,
+            retries=self.config.retries,
+            busy_timeout_s=self.config.busy_timeout_s,
+        )
+        return Batcher(self.db, self._write, self._spawn, bounds)
 
     def _enter_block(self) -> None:
         self._open_blocks += 1
@@ -335,18 +569,33 @@ class Ledger(Part):
 
     # One operation
 
+    async def _capture(
+        self, account: AccountLike, amount: int, *, key: str, hold_key: str, tx: Tx | None, reason: str
+    ) -> Hold:
+        op = Capture(
+            id=new_id("capture"),
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            hold_key=arguments.check_name("hold_key", hold_key, arguments.MAX_KEY),
+            amount=arguments.check_amount(amount),
+            reason=arguments.check_reason(reason),
+        )
+        hold: Hold = await self._do(op, tx)
+        return hold
+
+    async def _extend(self, account: AccountLike, *, key: str, ttl_s: float, tx: Tx | None) -> Hold:
+        op = Extend(account=arguments.check_account(account), key=arguments.check_key(key), ttl_us=self._ttl_us(ttl_s))
+        hold: Hold = await self._do(op, tx)
+        return hold
+
     def _ttl_us(self, ttl_s: float) -> int:
         return arguments.check_ttl(ttl_s, self.config.max_hold_ttl_s)
 
     async def _do(self, op: Op, tx: Tx | None) -> Any:
         # No _require_started here: blocks that are open when the ledger drains still settle.
         started = time.perf_counter()
-        apply = partial(self._apply, op, enlisted=tx is not None)
         try:
-            outcome = await self.db.run(apply, tx=tx, retries=self.config.retries)
-        except CommitUnknown:
-            # Kept or not, the key makes a repeat safe, and the operation's own id tells that it was ours.
-            outcome = await self.db.run(apply, retries=self.config.retries)
+            outcome = await (self._batcher.ask(op) if tx is None else self._apply(op, tx))
         finally:
             self._seconds[type(op)].observe(time.perf_counter() - started)
         if isinstance(outcome, QuotaError):
@@ -354,26 +603,43 @@ class Ledger(Part):
             raise outcome
         return outcome
 
-    async def _apply(self, op: Op, tx: Tx, *, enlisted: bool) -> Any:
-        store = Store(tx, self.clock, enlisted)
+    async def _apply(self, op: Op, tx: Tx) -> Any:
+        """In the caller's transaction: a batch of one."""
+        store = Store(tx, self.clock, enlisted=True)
         decided = plan([op], *await store.read([op]))
+        if isinstance(decided.outcomes[0], QuotaError) and tx.dialect.for_update:
+            # The snapshot may be older than what this call repeats; then it must not be refused for want of it.
+            decided = plan([op], *await store.read([op], sure=True))
         try:
             await store.insert_keys(decided)
         except UniqueViolation:
             decided = plan([op], *await store.read([op], sure=True))
             await store.insert_keys(decided)
-        await self._make_so(decided, store)
-        [outcome] = decided.outcomes
-        if isinstance(outcome, Grant | Hold):
-            tx.after_commit(partial(self._answered, op, outcome))
-        return outcome
+        await self._make_so([op], decided, store)
+        return decided.outcomes[0]
 
-    async def _make_so(self, decided: Plan, store: Store) -> None:
+    async def _write(self, ops: Sequence[Op], tx: Tx, wait_s: float | None) -> Written:
+        """In a transaction of the batcher's; as its ``Write``."""
+        store = Store(tx, self.clock, enlisted=False)
+        if wait_s == 0:
+            state, now_us, held, missing = await store.read_free(ops)
+        else:
+            state, now_us, held, missing = *await store.read(ops, wait_s=wait_s), set(), set()
+        left_out = held | missing
+        ready = [op for op in ops if not left_out or left_out.isdisjoint(accounts_of(op))]
+        decided = plan(ready, state, now_us)
+        await store.insert_keys(decided)
+        await self._make_so(ready, decided, store)
+        outcomes = iter(decided.outcomes)
+        return Written([next(outcomes) if left_out.isdisjoint(accounts_of(op)) else None for op in ops], held, missing)
+
+    async def _make_so(self, ops: Sequence[Op], decided: Plan, store: Store) -> None:
         await store.write(decided)
         accounts = {row.id: row for row in decided.accounts}
-        for entry in decided.entries:
-            await self.events.emit(_event(accounts[entry.account_id], entry), tx=store.tx)
-            store.tx.after_commit(partial(self._written, accounts[entry.account_id].unit, entry))
+        if not isinstance(self.events, NoEvents):
+            for entry in decided.entries:
+                await self.events.emit(_event(accounts[entry.account_id], entry), tx=store.tx)
+        store.tx.after_commit(partial(self._count, ops, decided, accounts))
 
     async def _to_the_end(self, op: Confirm | Cancel) -> None:
         """Settle although our task is cancelled; the cancellation goes on afterwards."""
@@ -458,7 +724,8 @@ class Ledger(Part):
     async def _catch_up_in(self, account_id: int, tx: Tx) -> bool:
         store = Store(tx, self.clock, enlisted=False)
         state, now_us = await store.read_due(account_id, self.config.sweep_holds)
-        await self._make_so(plan([CatchUp(account=key) for key in state.accounts], state, now_us), store)
+        ops = [CatchUp(account=key) for key in state.accounts]
+        await self._make_so(ops, plan(ops, state, now_us), store)
         return bool(state.accounts)
 
     async def _expiry_lag_s(self) -> float:
@@ -481,16 +748,23 @@ class Ledger(Part):
         self._holds = {name: holds.cell(name) for name in ("held", "replayed", "insufficient", "refused")}
         outcomes = ("confirmed", "cancelled", "expired", "tombstone", "replayed", "refused")
         self._settlements = {name: settlements.cell(name) for name in outcomes}
+        self._captures = self._amendments("captures_total", "Captures asked for.", "captured")
+        self._extensions = self._amendments("extensions_total", "Longer time-outs asked for.", "extended")
+        self._refunds = self._amendments("refunds_total", "Refunds asked for.", "refunded")
         self._units = {
             name: self.metrics.counter(f"{name}_units_total", f"Units {name}.", ("unit",), max_cells=100)
-            for name in ("granted", "held", "spent", "returned", "expired")
+            for name in ("granted", "held", "spent", "returned", "refunded", "expired")
         }
         seconds = self.metrics.histogram("operation_seconds", "From call to answer.", ("operation",))
         operations: dict[type[Op], str] = {
             GrantUnits: "grant",
             Reserve: "reserve",
+            ReserveAll: "reserve_all",
+            Capture: "capture",
             Confirm: "confirm",
             Cancel: "cancel",
+            Extend: "extend",
+            Refund: "refund",
             CatchUp: "catch_up",
         }
         self._seconds = {kind: seconds.cell(name) for kind, name in operations.items()}
@@ -499,19 +773,46 @@ class Ledger(Part):
             "expiry_lag_seconds", "How long the most overdue account has waited for the sweeper.", merge="max"
         ).cell()
 
-    def _answered(self, op: Op, outcome: Grant | Hold) -> None:
+    def _amendments(self, name: str, what: str, done: str) -> dict[str, Any]:
+        family = self.metrics.counter(name, what, ("outcome",))
+        return {outcome: family.cell(outcome) for outcome in (done, "replayed", "refused")}
+
+    def _count(self, ops: Sequence[Op], done: Plan, accounts: dict[int, AccountRow]) -> None:
+        for entry in done.entries:
+            self._written(accounts[entry.account_id].unit, entry)
+        for op, outcome in zip(ops, done.outcomes, strict=True):
+            if isinstance(outcome, Grant | Hold | list):
+                self._answered(op, outcome)
+
+    def _answered(self, op: Op, outcome: Grant | Hold | list[Hold]) -> None:
+        if isinstance(outcome, list):
+            # One call: replayed as a whole or not at all.
+            outcome = outcome[0]
         if not outcome.created:
             self._asked(op)["replayed"].inc()
+        elif isinstance(op, Extend):
+            self._extensions["extended"].inc()
         elif isinstance(outcome, Hold) and outcome.phase == "tombstone":
             self._settlements["tombstone"].inc()
 
     def _refused(self, op: Op, refusal: QuotaError) -> None:
-        self._asked(op)["insufficient" if isinstance(refusal, InsufficientQuota) else "refused"].inc()
+        cells = self._asked(op)
+        lacks = isinstance(refusal, InsufficientQuota) and "insufficient" in cells
+        cells["insufficient" if lacks else "refused"].inc()
 
     def _asked(self, op: Op) -> dict[str, Any]:
-        if isinstance(op, GrantUnits):
-            return self._grants
-        return self._holds if isinstance(op, Reserve) else self._settlements
+        match op:
+            case GrantUnits():
+                return self._grants
+            case Reserve() | ReserveAll():
+                return self._holds
+            case Capture():
+                return self._captures
+            case Extend():
+                return self._extensions
+            case Refund():
+                return self._refunds
+        return self._settlements
 
     def _written(self, unit: str, entry: EntryRow) -> None:
         if entry.kind == "granted":
@@ -520,10 +821,17 @@ class Ledger(Part):
         elif entry.kind == "held":
             self._holds["held"].inc()
             self._units["held"].cell(unit).inc(entry.amount)
+        elif entry.kind == "captured":
+            self._captures["captured"].inc()
+            self._units["spent"].cell(unit).inc(entry.amount)
+        elif entry.kind == "refunded":
+            self._refunds["refunded"].inc()
+            self._units["refunded"].cell(unit).inc(entry.amount)
         elif entry.kind in _SETTLEMENTS:
             self._settlements[_SETTLEMENTS[entry.kind]].inc()
             self._units["spent"].cell(unit).inc(entry.spent_change)
-            self._units["returned"].cell(unit).inc(entry.available_change)
+            # Negative where a confirm took more than it held.
+            self._units["returned"].cell(unit).inc(max(0, entry.available_change))
         self._units["expired"].cell(unit).inc(entry.expired_change)
 
 
@@ -546,6 +854,7 @@ def _event(account: AccountRow, entry: EntryRow) -> Event:
         "kind": entry.kind,
         "id": entry.op_id,
         "key": entry.op_key,
+        "hold_key": entry.hold_key,
         "amount": entry.amount,
         "available": entry.available,
         "reserved": entry.reserved,

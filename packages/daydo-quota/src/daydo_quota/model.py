@@ -9,7 +9,20 @@ import msgspec
 Phase = Literal["open", "confirmed", "cancelled", "expired", "tombstone"]
 """A hold is ``open`` until exactly one of the others happens; a ``tombstone`` was cancelled before it was made."""
 
-EntryKind = Literal["granted", "activated", "held", "confirmed", "cancelled", "hold_expired", "grant_expired"]
+Policy = Literal["reject", "available"]
+"""What a confirm may take beyond its hold: nothing, or what the account has available."""
+
+EntryKind = Literal[
+    "granted",
+    "activated",
+    "held",
+    "captured",
+    "confirmed",
+    "cancelled",
+    "refunded",
+    "hold_expired",
+    "grant_expired",
+]
 
 
 class AccountLike(Protocol):
@@ -52,9 +65,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """Units set aside, as they are now: ``amount`` of them, ``captured`` charged at the end.
+    """Units set aside, as they are now: ``amount`` of them, ``captured`` charged so far, ``refunded`` of these.
 
-    ``created`` says whether *this call* made the change: False for every repeat.
+    ``captured`` exceeds ``amount`` where a confirm was allowed to take more. ``created`` says whether *this call* made
+    the change: False for every repeat.
     """
 
     id: str
@@ -64,16 +78,10 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     amount: int
     captured: int
+    refunded: int
     phase: Phase
     expires_at_us: int
     created: bool
-
-
-class OpenHold(msgspec.Struct, kw_only=True):
-    """What ``async with ledger.hold(…) as work`` gives; set ``work.charge`` to charge less than was held."""
-
-    hold: Hold
-    charge: int | None = None
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,18 +100,36 @@ class AccountBalance(Balance, frozen=True, kw_only=True):
     unit: str
 
 
+class Disagreement(msgspec.Struct, frozen=True):
+    """``row`` is what disagrees with the rest: an id or, for an entry, its ``seq`` in the account's history."""
+
+    complaint: str
+    account_id: int
+    row: str
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """What an audit has looked at, and the first thing that is wrong, or None."""
+
+    accounts: int
+    entries: int
+    disagreement: Disagreement | None
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One line of an account's history: what changed, and the balances after it.
 
     ``seq`` counts 1, 2, 3, … per account without a gap. ``amount`` is what the line is about (granted, held,
-    charged, given back, expired), the four ``…_change`` say where it went. ``at_us`` of an expiry is the instant it
-    was due, however late it was written down.
+    charged, given back, expired), the four ``…_change`` say where it went. A capture and a refund have a key of their
+    own and name their hold in ``hold_key``. ``at_us`` of an expiry is the instant it was due, however late it was
+    written down.
     """
 
     unit: str
     seq: int
     kind: EntryKind
     key: str
+    hold_key: str
     reason: str
     at_us: int
     amount: int

@@ -6,62 +6,95 @@ transaction (``enlisted``) the session may be at REPEATABLE READ with an old sna
 locks. One exception: a locking read of a *missing* key would lock a gap there, and two newcomers would deadlock. So
 keys of rows to be made are looked up plainly first, and where a row is missing only because the snapshot is old, its
 INSERT says so (``UniqueViolation``): then the state is read again, with ``sure=True``.
+
+Accounts are always locked in the order of their owners: a batch by one statement along the index on them, a caller's
+transaction one by one. So two that lock several wait for each other in turn and never in a circle.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
-from daydo_db import Database, Result, Tx, Value, read_now_us
+from daydo_db import Database, LockTimeout, Result, Tx, Value, now_sql, read_now_us
 from daydo_kernel import Clock
 
 from .planner import (
     NEVER_US,
     AccountKey,
     AccountRow,
+    AmendmentRow,
     Cancel,
+    Capture,
     CatchUp,
     Confirm,
     EntryRow,
+    Extend,
     GrantRow,
     GrantUnits,
     HoldRow,
     Op,
     Plan,
+    Refund,
     Reserve,
+    ReserveAll,
     Share,
     State,
+    accounts_of,
 )
 
 ALL_DUE = 2**31 - 1
 """As a limit: every overdue hold, because an operation must see the account exactly as it is now."""
 
 _INSERT_ROWS = 500
+# Fewer: a CASE is gone through row by row.
+_UPDATE_ROWS = 64
 
-Row = TypeVar("Row", AccountRow, GrantRow, HoldRow)
+Row = TypeVar("Row", AccountRow, GrantRow, HoldRow, AmendmentRow)
 
 _TABLES: dict[type[msgspec.Struct], str] = {
     AccountRow: "daydo_quota_account",
     GrantRow: "daydo_quota_grant",
     HoldRow: "daydo_quota_hold",
+    AmendmentRow: "daydo_quota_amendment",
     EntryRow: "daydo_quota_entry",
 }
 _CHANGING: dict[type[msgspec.Struct], tuple[str, ...]] = {
     AccountRow: ("pending", "available", "reserved", "spent", "expired", "seq", "next_due_at_us"),
     GrantRow: ("phase", "remaining", "held", "spent", "expired"),
-    HoldRow: ("phase", "captured", "parts", "resolved_at_us"),
+    HoldRow: ("phase", "captured", "final", "refunded", "parts", "expires_at_us", "resolved_at_us"),
+}
+_KEYED_BY: dict[type[msgspec.Struct], str] = {
+    GrantRow: "tenant = ? AND op_key = ?",
+    HoldRow: "tenant = ? AND op_key = ?",
+    AmendmentRow: "tenant = ? AND kind = ? AND op_key = ?",
 }
 _PARTS = msgspec.json.Decoder(list[Share])
 
 # The two ways of "make it unless it is there": catching UniqueViolation instead would leave a shared lock on the other
 # transaction's row, and two newcomers who both want it exclusively next would deadlock.
-_OPEN_ACCOUNT = {
-    "sqlite": "INSERT INTO daydo_quota_account (tenant, subject, unit) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-    "mysql": "INSERT INTO daydo_quota_account (tenant, subject, unit) VALUES (?, ?, ?) ON DUPLICATE KEY UPDATE id = id",
-}
+_UNLESS_THERE = {"sqlite": "ON CONFLICT DO NOTHING", "mysql": "ON DUPLICATE KEY UPDATE id = id"}
+# A small table would otherwise be scanned, and every row locked on the way.
+_BY_OWNER = {"sqlite": "", "mysql": "FORCE INDEX (daydo_quota_account_owner)"}
+_BY_ID = {"sqlite": "", "mysql": "FORCE INDEX (PRIMARY)"}
+
+
+class Reading(NamedTuple):
+    """What a batch may be decided on. Operations on accounts in ``held`` or ``missing`` are no part of it.
+
+    ``held``: other transactions have these. ``missing``: an operation would open these.
+    """
+
+    state: State
+    now_us: int
+    held: set[AccountKey]
+    missing: set[AccountKey]
 
 
 class Store(msgspec.Struct, frozen=True):
@@ -71,17 +104,51 @@ class Store(msgspec.Struct, frozen=True):
     clock: Clock | None
     enlisted: bool
 
-    async def read(self, ops: Sequence[Op], *, sure: bool = False) -> tuple[State, int]:
-        """The state ``ops`` are decided on, and the time, read after the locks were had."""
-        rows = [await self._lock(key, _opens_account(key, ops)) for key in sorted({op.account for op in ops})]
-        accounts = {(row.tenant, row.subject, row.unit): row for row in rows if row is not None}
+    async def read(self, ops: Sequence[Op], *, sure: bool = False, wait_s: float | None = None) -> tuple[State, int]:
+        """The state ``ops`` are decided on, and the time, read after the locks were had.
+
+        Raises:
+            LockTimeout: an account was not had within ``wait_s`` (None: the database's ``lock_timeout_s``).
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                accounts = await self._lock_all(ops)
+        except TimeoutError:
+            raise LockTimeout() from None
         return await self._read_under_lock(accounts, ops, sure, ALL_DUE)
+
+    async def _lock_all(self, ops: Sequence[Op]) -> dict[AccountKey, AccountRow]:
+        keys, opening = sorted({key for op in ops for key in accounts_of(op)}), _opening(ops)
+        if self.enlisted:
+            found = [await self._lock(key, key in opening) for key in keys]
+            rows = [row for row in found if row is not None]
+        else:
+            rows = await self._lock_together(keys)
+            known = {_owner(row) for row in rows}
+            if opened := [key for key in keys if key in opening and key not in known]:
+                await self._open(opened)
+                rows += await self._lock_together(opened)
+        return {_owner(row): row for row in rows}
+
+    async def read_free(self, ops: Sequence[Op]) -> Reading:
+        """As :meth:`read`, without waiting for anybody: accounts that others have are left out, and none is opened."""
+        keys = sorted({key for op in ops for key in accounts_of(op)})
+        rows = await self._lock_together(keys, self.tx.dialect.skip_locked)
+        accounts = {_owner(row): row for row in rows}
+        held, missing = set[AccountKey](), set[AccountKey]()
+        if absent := [key for key in keys if key not in accounts]:
+            held = await self._existing(absent)
+            missing = (_opening(ops) & {*absent}) - held
+        ready = [op for op in ops if not any(key in held or key in missing for key in accounts_of(op))]
+        if not ready:
+            return Reading(State(), 0, held, missing)
+        return Reading(*await self._read_under_lock(accounts, ready, True, ALL_DUE), held, missing)
 
     async def read_due(self, account_id: int, limit: int) -> tuple[State, int]:
         """The first ``limit`` overdue holds of an account; an empty state if another process has the account."""
         select = f"{_select(AccountRow)} WHERE id = ? {self.tx.dialect.for_update} {self.tx.dialect.skip_locked}"
         rows = await self._fetch(AccountRow, select, [account_id])
-        return await self._read_under_lock({(row.tenant, row.subject, row.unit): row for row in rows}, [], True, limit)
+        return await self._read_under_lock({_owner(row): row for row in rows}, [], True, limit)
 
     async def insert_keys(self, plan: Plan) -> None:
         """The rows that claim keys; first of all writes, so that a refused one has nothing to undo.
@@ -91,58 +158,96 @@ class Store(msgspec.Struct, frozen=True):
         """
         await self._insert(plan.new_grants)
         await self._insert(plan.new_holds)
+        await self._insert(plan.new_amendments)
 
     async def write(self, plan: Plan) -> None:
         """Everything else. A wrong second writer would fail here: (account, seq) and (op_id, step) are unique."""
         await self._insert(plan.entries)
-        for grant in plan.grants:
-            await self._update(grant, grant.id)
-        for hold in plan.holds:
-            await self._update(hold, hold.id)
-        for account in plan.accounts:
-            await self._update(account, account.id)
+        await self._update(plan.grants)
+        await self._update(plan.holds)
+        await self._update(plan.accounts)
 
-    async def now_us(self) -> int:
-        # A statement of its own: MySQL's time is that of the statement's start, and the lock may have taken a while.
-        return await read_now_us(self.tx, self.clock)
+    async def _now_and_grants(self, account_ids: Sequence[int]) -> tuple[int, list[GrantRow]]:
+        # Not with the lock: MySQL's time is that of the statement's start, and the lock may have taken a while.
+        if self.enlisted or not account_ids:
+            return await read_now_us(self.tx, self.clock), await self._unfinished_grants(account_ids)
+        columns = ", ".join(GrantRow.__struct_fields__)
+        result = await self.tx.execute(
+            f"SELECT {now_sql(self.tx.dialect, self.clock)} AS now_us, {columns} FROM (SELECT 1 AS one) once "  # noqa: S608
+            f"LEFT JOIN {_TABLES[GrantRow]} ON account_id IN ({marks(account_ids)}) AND {_UNFINISHED}",
+            account_ids,
+        )
+        return int(result.rows[0][0]), _rows(GrantRow, [row[1:] for row in result.rows if row[1] is not None])
 
     @property
     def _locking(self) -> str:
         return self.tx.dialect.for_update if self.enlisted else ""
 
     async def _lock(self, key: AccountKey, opens: bool) -> AccountRow | None:
-        select = f"{_select(AccountRow)} WHERE tenant = ? AND subject = ? AND unit = ?"
-        open_account = _OPEN_ACCOUNT[self.tx.dialect.name]
-        if opens and self.enlisted and not await self._fetch(AccountRow, select, key):
-            await self.tx.execute(open_account, key)
+        select = f"{_select(AccountRow)} WHERE {_OWNED}"
+        if opens and not await self._fetch(AccountRow, select, key):
+            await self._open([key])
         select = f"{select} {self.tx.dialect.for_update}"
         rows = await self._fetch(AccountRow, select, key)
         if not rows and opens:
-            await self.tx.execute(open_account, key)
+            await self._open([key])
             rows = await self._fetch(AccountRow, select, key)
         return rows[0] if rows else None
+
+    async def _lock_together(self, keys: Sequence[AccountKey], skip: str = "") -> list[AccountRow]:
+        dialect = self.tx.dialect
+        where = f"{_BY_OWNER[dialect.name]} WHERE {_any(_OWNED, keys)} {dialect.for_update} {skip}"
+        return await self._fetch(AccountRow, f"{_select(AccountRow)} {where}", _flat(keys))
+
+    async def _open(self, keys: Sequence[AccountKey]) -> None:
+        places = ", ".join(["(?, ?, ?)"] * len(keys))
+        insert = f"INSERT INTO daydo_quota_account (tenant, subject, unit) VALUES {places}"  # noqa: S608
+        await self.tx.execute(f"{insert} {_UNLESS_THERE[self.tx.dialect.name]}", _flat(keys))
+
+    async def _existing(self, keys: Sequence[AccountKey]) -> set[AccountKey]:
+        select = f"SELECT tenant, subject, unit FROM daydo_quota_account WHERE {_any(_OWNED, keys)}"  # noqa: S608
+        return {(row[0], row[1], row[2]) for row in (await self.tx.execute(select, _flat(keys))).rows}
 
     async def _read_under_lock(
         self, accounts: dict[AccountKey, AccountRow], ops: Sequence[Op], sure: bool, limit: int
     ) -> tuple[State, int]:
-        now_us = await self.now_us()
-        grants = await self._by_key(GrantRow, _keys(ops, GrantUnits), sure)
-        holds = await self._by_key(HoldRow, _keys(ops, Confirm), sure=True)
-        holds += await self._by_key(HoldRow, _keys(ops, Reserve, Cancel), sure)
+        grants = await self._by_key(GrantRow, _grant_keys(ops), sure)
+        holds = await self._named_holds(ops, sure)
+        amendments = await self._by_key(AmendmentRow, _amendment_keys(ops), sure)
+        moved = {
+            accounts[key].id for op in ops if not isinstance(op, _QUIET) for key in accounts_of(op) if key in accounts
+        }
+        now_us, unfinished = await self._now_and_grants(sorted(moved))
         due = [row.id for row in accounts.values() if row.next_due_at_us <= now_us]
-        moved = [accounts[op.account].id for op in ops if op.account in accounts and not isinstance(op, _QUIET)]
-        grants += await self._unfinished_grants(sorted({*due, *moved}))
+        grants += unfinished + await self._unfinished_grants(sorted({*due} - moved))
+        grants += await self._charged_grants(ops, holds, {row.id for row in grants})
         next_hold_us = {}
         for account_id in due:
             overdue, next_hold_us[account_id] = await self._overdue_holds(account_id, now_us, limit)
             holds += overdue
-        return State(accounts=accounts, grants=grants, holds=holds, next_hold_us=next_hold_us), now_us
+        return State(accounts, grants, holds, next_hold_us, amendments), now_us
 
-    async def _by_key(self, table: type[Row], keys: Sequence[tuple[str, str]], sure: bool) -> list[Row]:
+    async def _named_holds(self, ops: Sequence[Op], sure: bool) -> list[HoldRow]:
+        holds = await self._by_key(HoldRow, _hold_keys(ops), sure)
+        if self._locking and not sure:
+            # Not to be made but to be there, so they are missing because the snapshot is old, or the caller is wrong.
+            seen = {(row.tenant, row.op_key) for row in holds}
+            holds += await self._by_key(HoldRow, [key for key in _old_hold_keys(ops) if key not in seen], sure=True)
+        return holds
+
+    async def _charged_grants(self, ops: Sequence[Op], holds: Sequence[HoldRow], known: set[str]) -> list[GrantRow]:
+        """Where refunds go: also to grants that are closed."""
+        refunded = {(op.account[0], op.hold_key) for op in ops if isinstance(op, Refund)}
+        parts = [part for row in holds if (row.tenant, row.op_key) in refunded for part in row.parts]
+        ids = sorted({part.grant_id for part in parts if part.used > part.refunded} - known)
+        if not ids:
+            return []
+        return await self._fetch(GrantRow, f"{_select(GrantRow)} WHERE id IN ({marks(ids)}) {self._locking}", ids)
+
+    async def _by_key(self, table: type[Row], keys: Sequence[tuple[str, ...]], sure: bool) -> list[Row]:
         if not keys:
             return []
-        where = " OR ".join(["tenant = ? AND op_key = ?"] * len(keys))
-        args = [part for key in keys for part in key]
+        where, args = _any(_KEYED_BY[table], keys), _flat(keys)
         if self._locking and not sure:
             found = await self._fetch(table, f"{_select(table)} WHERE {where}", args)
             if not found:
@@ -167,21 +272,31 @@ class Store(msgspec.Struct, frozen=True):
     async def _fetch(self, table: type[Row], sql: str, args: Sequence[Value]) -> list[Row]:
         return _rows(table, (await self.tx.execute(sql, args)).rows)
 
-    async def _insert(self, rows: Sequence[GrantRow | HoldRow | EntryRow]) -> None:
+    async def _insert(self, rows: Sequence[GrantRow | HoldRow | AmendmentRow | EntryRow]) -> None:
         for start in range(0, len(rows), _INSERT_ROWS):
             some = rows[start : start + _INSERT_ROWS]
             names = some[0].__struct_fields__
             places = ", ".join([f"({marks(names)})"] * len(some))
             insert = f"INSERT INTO {_TABLES[type(some[0])]} ({', '.join(names)}) VALUES {places}"  # noqa: S608
-            await self.tx.execute(insert, [value for row in some for value in _values(row, names)])
+            await self.tx.execute(insert, [value for row in some for value in _values(row)])
 
-    async def _update(self, row: AccountRow | GrantRow | HoldRow, row_id: int | str) -> None:
-        names = _CHANGING[type(row)]
-        changes = ", ".join(f"{name} = ?" for name in names)
-        await self.tx.execute(
-            f"UPDATE {_TABLES[type(row)]} SET {changes} WHERE id = ?",  # noqa: S608 - names of ours
-            [*_values(row, names), row_id],
-        )
+    async def _update(self, rows: Sequence[AccountRow] | Sequence[GrantRow] | Sequence[HoldRow]) -> None:
+        for start in range(0, len(rows), _UPDATE_ROWS):
+            some = rows[start : start + _UPDATE_ROWS]
+            ids: list[Value] = [row.id for row in some]
+            changes, args = [], list[Value]()
+            names = _CHANGING[type(some[0])]
+            for name, values in zip(names, zip(*map(attrgetter(*names), some), strict=True), strict=True):
+                written = [_parts(value) for value in values] if name == "parts" else values
+                if len(set(written)) == 1:
+                    changes.append(f"{name} = ?")
+                    args.append(written[0])
+                else:
+                    changes.append(f"{name} = CASE id {'WHEN ? THEN ? ' * len(some)}END")
+                    args += chain.from_iterable(zip(ids, written, strict=True))
+            table = f"{_TABLES[type(some[0])]} {_BY_ID[self.tx.dialect.name]}"
+            update = f"UPDATE {table} SET {', '.join(changes)} WHERE id IN ({marks(ids)})"  # noqa: S608 - names of ours
+            await self.tx.execute(update, args + ids)
 
 
 async def read_unlocked(db: Database, accounts: Sequence[AccountRow], now_us: int) -> dict[int, State]:
@@ -206,7 +321,8 @@ async def read_unlocked(db: Database, accounts: Sequence[AccountRow], now_us: in
     }
 
 
-_QUIET = (GrantUnits, CatchUp)
+_QUIET = (GrantUnits, Extend, CatchUp)
+"""Operations that need no grants but their own."""
 
 
 def _select(table: type[msgspec.Struct]) -> str:
@@ -252,15 +368,51 @@ def marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def _values(row: msgspec.Struct, names: Iterable[str]) -> list[Value]:
-    values = (getattr(row, name) for name in names)
-    return [msgspec.json.encode(value).decode() if isinstance(value, list) else value for value in values]
+_OWNED = "tenant = ? AND subject = ? AND unit = ?"
 
 
-def _opens_account(key: AccountKey, ops: Sequence[Op]) -> bool:
-    return any(op.account == key and isinstance(op, GrantUnits | Cancel) for op in ops)
+def _any(condition: str, keys: Sequence[object]) -> str:
+    return " OR ".join([condition] * len(keys))
 
 
-def _keys(ops: Sequence[Op], *kinds: type[GrantUnits | Reserve | Confirm | Cancel]) -> list[tuple[str, str]]:
-    named = {(op.account[0], op.key) for op in ops if not isinstance(op, CatchUp) and isinstance(op, kinds)}
-    return sorted(named)
+def _flat(keys: Iterable[Sequence[str]]) -> list[Value]:
+    return [part for key in keys for part in key]
+
+
+def _values(row: GrantRow | HoldRow | AmendmentRow | EntryRow) -> Sequence[Value]:
+    values = astuple(row)
+    return [_parts(value) if type(value) is list else value for value in values] if type(row) is HoldRow else values
+
+
+def _parts(parts: Sequence[Share]) -> str:
+    return msgspec.json.encode(parts).decode()
+
+
+def _owner(row: AccountRow) -> AccountKey:
+    return row.tenant, row.subject, row.unit
+
+
+def _opening(ops: Sequence[Op]) -> set[AccountKey]:
+    """The accounts that are made if they are not there."""
+    return {op.account for op in ops if isinstance(op, GrantUnits | Cancel)}
+
+
+def _grant_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
+    return sorted({(op.account[0], op.key) for op in ops if isinstance(op, GrantUnits)})
+
+
+def _hold_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
+    made = {(accounts_of(op)[0][0], op.key) for op in ops if isinstance(op, Reserve | ReserveAll | Cancel)}
+    return sorted({*made, *_old_hold_keys(ops)})
+
+
+def _old_hold_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
+    named = {(op.account[0], op.key) for op in ops if isinstance(op, Confirm | Extend)}
+    amended = {(op.account[0], op.hold_key) for op in ops if isinstance(op, Capture | Refund)}
+    return sorted(named | amended)
+
+
+def _amendment_keys(ops: Sequence[Op]) -> list[tuple[str, str, str]]:
+    captures = {(op.account[0], "capture", op.key) for op in ops if isinstance(op, Capture)}
+    refunds = {(op.account[0], "refund", op.key) for op in ops if isinstance(op, Refund)}
+    return sorted(captures | refunds)

@@ -14,7 +14,7 @@ In a project of yours::
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -24,7 +24,9 @@ from daydo_db import Database
 from daydo_kernel import Page, new_id
 from daydo_kernel.testing import ManualClock
 
+from .audit import Auditor
 from .errors import (
+    BadAccounts,
     BadAmount,
     BadName,
     BadPeriod,
@@ -38,6 +40,7 @@ from .errors import (
     InsufficientQuota,
     KeyConflict,
     QuotaError,
+    RefundExceedsCharge,
 )
 from .ledger import Ledger
 from .model import Account, AccountBalance, AccountLike, Balance, Entry, Grant, Hold
@@ -49,8 +52,14 @@ class LedgerLike(Protocol):
 
     async def grant(self, account: AccountLike, amount: int, *, key: str, **options: Any) -> Grant: ...
     async def reserve(self, account: AccountLike, amount: int, *, key: str, **options: Any) -> Hold: ...
+    async def reserve_all(
+        self, amounts: Sequence[tuple[AccountLike, int]], *, key: str, **options: Any
+    ) -> list[Hold]: ...
+    async def capture(self, account: AccountLike, amount: int, *, key: str, hold_key: str, **options: Any) -> Hold: ...
     async def confirm(self, account: AccountLike, amount: int | None = None, *, key: str, **options: Any) -> Hold: ...
     async def cancel(self, account: AccountLike, *, key: str, **options: Any) -> Hold: ...
+    async def extend(self, account: AccountLike, *, key: str, ttl_s: float) -> Hold: ...
+    async def refund(self, account: AccountLike, amount: int, *, key: str, hold_key: str, **options: Any) -> Hold: ...
     async def balance(self, account: AccountLike) -> Balance: ...
     async def accounts(self, tenant: str, subject: str) -> list[AccountBalance]: ...
     async def history(self, tenant: str, subject: str, **options: Any) -> Page[Entry]: ...
@@ -77,11 +86,23 @@ class InTransaction:
     async def reserve(self, account: AccountLike, amount: int, **options: Any) -> Any:
         return await self._call(self._ledger.reserve, account, amount, **options)
 
+    async def reserve_all(self, amounts: Sequence[tuple[AccountLike, int]], **options: Any) -> Any:
+        return await self._call(self._ledger.reserve_all, amounts, **options)
+
+    async def capture(self, account: AccountLike, amount: int, **options: Any) -> Any:
+        return await self._call(self._ledger.capture, account, amount, **options)
+
     async def confirm(self, account: AccountLike, amount: int | None = None, **options: Any) -> Any:
         return await self._call(self._ledger.confirm, account, amount, **options)
 
     async def cancel(self, account: AccountLike, **options: Any) -> Any:
         return await self._call(self._ledger.cancel, account, **options)
+
+    async def extend(self, account: AccountLike, **options: Any) -> Any:
+        return await self._call(self._ledger.extend, account, **options)
+
+    async def refund(self, account: AccountLike, amount: int, **options: Any) -> Any:
+        return await self._call(self._ledger.refund, account, amount, **options)
 
     async def balance(self, account: AccountLike) -> Any:
         return await self._call(self._ledger.balance, account)
@@ -105,16 +126,31 @@ class ModelGrant(msgspec.Struct):
 
 
 class ModelHold(msgspec.Struct):
+    """``charged``: from which grants, in the order in which it was charged; a refund takes away from its end."""
+
     account: tuple[str, str, str]
     parts: list[tuple[ModelGrant, int]]
     until_us: int
     facts: tuple[object, ...]
     ended: str = ""
-    captured: int = 0
+    charged: list[tuple[ModelGrant, int]] = []
+    from_hold: int = 0
+    beyond: int = 0
+    final: int | None = None
+    refunded: int = 0
 
     @property
     def amount(self) -> int:
         return sum(taken for _, taken in self.parts)
+
+    @property
+    def left(self) -> list[tuple[ModelGrant, int]]:
+        """What it was not charged yet, in burn order."""
+        return _skip(self.parts, self.from_hold)
+
+    @property
+    def captured(self) -> int:
+        return self.from_hold + self.beyond
 
 
 class LedgerModel:
@@ -128,7 +164,8 @@ class LedgerModel:
         self.now_us = 0
         self.hold_ttl_us = hold_ttl_us
         self.grants: dict[tuple[str, str], tuple[tuple[str, str, str], ModelGrant]] = {}
-        self.holds: dict[tuple[str, str], ModelHold] = {}
+        self.holds: dict[tuple[tuple[str, str, str], str], ModelHold] = {}
+        self.amendments: dict[tuple[str, str, str], tuple[tuple[object, ...], ModelHold]] = {}
 
     def grant(
         self,
@@ -154,57 +191,110 @@ class LedgerModel:
         return amount, True
 
     def reserve(self, account: tuple[str, str, str], amount: int, key: str, ttl_us: int | None = None) -> Outcome:
-        facts = (account, amount, ttl_us)
-        known = self.holds.get((account[0], key))
-        if known is not None:
-            if known.ended == "tombstone" and known.account == account:
-                raise HoldCancelled(key=key, hold_id="")
-            if known.facts != facts:
-                raise KeyConflict(key=key)
-            return self._outcome(known, False)
-        if amount > self.balance(account).available:
-            raise InsufficientQuota(unit=account[2], amount=amount, available=self.balance(account).available)
-        parts = []
-        usable = [grant for grant in self._grants_of(account) if grant.from_us <= self.now_us < grant.until_us]
-        for grant in sorted(usable, key=lambda grant: (grant.priority, grant.until_us)):
-            taken = min(amount, self._remaining(grant))
-            if taken:
-                parts.append((grant, taken))
-                amount -= taken
+        return self._reserve([(account, amount)], key, ttl_us, (account, amount, ttl_us))[0]
+
+    def reserve_all(
+        self, amounts: list[tuple[tuple[str, str, str], int]], key: str, ttl_us: int | None = None
+    ) -> list[Outcome]:
+        return self._reserve(amounts, key, ttl_us, (tuple(sorted(amounts)), ttl_us))
+
+    def _reserve(
+        self,
+        amounts: list[tuple[tuple[str, str, str], int]],
+        key: str,
+        ttl_us: int | None,
+        facts: tuple[object, ...],
+    ) -> list[Outcome]:
+        known = self._under(amounts[0][0][0], key)
+        if any(hold.ended == "tombstone" and hold.account in dict(amounts) for hold in known):
+            raise HoldCancelled(key=key, hold_id="")
+        if any(hold.facts != facts for hold in known):
+            raise KeyConflict(key=key)
+        if known:
+            return [self._outcome(self.holds[account, key], False) for account, _ in amounts]
+        for account, amount in amounts:
+            self._require(account, amount)
         until_us = self.now_us + (self.hold_ttl_us if ttl_us is None else ttl_us)
-        hold = self.holds[account[0], key] = ModelHold(account, parts, until_us, facts)
+        for account, amount in amounts:
+            self.holds[account, key] = ModelHold(account, self._burn(account, amount), until_us, facts)
+        return [self._outcome(self.holds[account, key], True) for account, _ in amounts]
+
+    def capture(self, account: tuple[str, str, str], amount: int, key: str, hold_key: str) -> Outcome:
+        facts = (account, hold_key, amount)
+        known = self._amended("capture", account[0], key, facts)
+        if known is not None:
+            return self._outcome(known, False)
+        hold = self._open_hold(account, hold_key)
+        if amount > hold.amount - hold.from_hold:
+            raise ChargeExceedsHold(key=hold_key, amount=amount, held=hold.amount - hold.from_hold)
+        self._charge(hold, amount)
+        self.amendments["capture", account[0], key] = (facts, hold)
         return self._outcome(hold, True)
 
-    def confirm(self, account: tuple[str, str, str], amount: int | None, key: str) -> Outcome:
+    def confirm(
+        self,
+        account: tuple[str, str, str],
+        amount: int | None,
+        key: str,
+        overage: str = "reject",
+        late: str = "reject",
+    ) -> Outcome:
         hold = self._hold(account, key)
         if hold is None:
             raise HoldUnknown(key=key)
-        match self.phase(hold):
-            case "cancelled" | "tombstone":
-                raise HoldCancelled(key=key, hold_id="")
-            case "expired":
-                raise HoldExpired(key=key, hold_id="", expired_at_us=hold.until_us)
-        charge = hold.amount if amount is None else amount
-        if hold.ended == "confirmed":
-            if charge != hold.captured:
+        phase = self.phase(hold)
+        if phase in ("cancelled", "tombstone") or (phase == "expired" and late == "reject"):
+            raise self._over(hold, key)
+        if hold.final is not None:
+            before = hold.captured - hold.final
+            if hold.final != (hold.amount - before if amount is None else amount):
                 raise KeyConflict(key=key)
             return self._outcome(hold, False)
-        if charge > hold.amount:
-            raise ChargeExceedsHold(key=key, amount=charge, held=hold.amount)
-        hold.ended, hold.captured = "confirmed", charge
+        left = hold.amount - hold.from_hold
+        charge = left if amount is None else amount
+        if charge > left and overage == "reject":
+            raise ChargeExceedsHold(key=key, amount=charge, held=left)
+        from_hold = min(charge, left) if phase == "open" else 0
+        self._require(account, charge - from_hold)
+        self._charge(hold, from_hold)
+        beyond = self._burn(account, charge - from_hold)
+        hold.charged = [*hold.charged, *beyond]
+        hold.ended, hold.final, hold.beyond = "confirmed", charge, charge - from_hold
         return self._outcome(hold, True)
 
     def cancel(self, account: tuple[str, str, str], key: str) -> Outcome:
         hold = self._hold(account, key)
         if hold is None:
-            hold = self.holds[account[0], key] = ModelHold(account, [], self.now_us, (), "tombstone")
+            hold = self.holds[account, key] = ModelHold(account, [], self.now_us, (), "tombstone")
             return self._outcome(hold, True)
         if hold.ended == "confirmed":
-            raise HoldConfirmed(key=key, hold_id="", captured=hold.captured)
+            raise self._over(hold, key)
         changes = self.phase(hold) == "open"
         if changes:
             hold.ended = "cancelled"
         return self._outcome(hold, changes)
+
+    def extend(self, account: tuple[str, str, str], ttl_us: int, key: str) -> Outcome:
+        hold = self._open_hold(account, key)
+        longer = self.now_us + ttl_us > hold.until_us
+        hold.until_us = max(hold.until_us, self.now_us + ttl_us)
+        return self._outcome(hold, longer)
+
+    def refund(self, account: tuple[str, str, str], amount: int, key: str, hold_key: str) -> Outcome:
+        facts = (account, hold_key, amount)
+        known = self._amended("refund", account[0], key, facts)
+        if known is not None:
+            return self._outcome(known, False)
+        hold = self._hold(account, hold_key)
+        if hold is None:
+            raise HoldUnknown(key=hold_key)
+        charged = hold.captured - hold.refunded
+        if amount > charged:
+            raise RefundExceedsCharge(key=hold_key, amount=amount, charged=charged)
+        hold.charged = _skip(hold.charged[::-1], amount)[::-1]
+        hold.refunded += amount
+        self.amendments["refund", account[0], key] = (facts, hold)
+        return self._outcome(hold, True)
 
     def phase(self, hold: ModelHold) -> str:
         return hold.ended or ("open" if self.now_us < hold.until_us else "expired")
@@ -223,81 +313,93 @@ class LedgerModel:
 
     def _held(self, grant: ModelGrant) -> int:
         holds = [hold for hold in self.holds.values() if self.phase(hold) == "open"]
-        return sum(taken for hold in holds for source, taken in hold.parts if source is grant)
+        return sum(taken for hold in holds for source, taken in hold.left if source is grant)
 
     def _spent(self, grant: ModelGrant) -> int:
-        total = 0
-        for hold in self.holds.values():
-            left = hold.captured
-            for source, taken in hold.parts:
-                used = min(left, taken)
-                left -= used
-                total += used if source is grant else 0
-        return total
+        return sum(used for hold in self.holds.values() for source, used in hold.charged if source is grant)
+
+    def _require(self, account: tuple[str, str, str], amount: int) -> None:
+        available = self.balance(account).available
+        if amount > available:
+            raise InsufficientQuota(subject=account[1], unit=account[2], amount=amount, available=available)
+
+    def _burn(self, account: tuple[str, str, str], amount: int) -> list[tuple[ModelGrant, int]]:
+        usable = [grant for grant in self._grants_of(account) if grant.from_us <= self.now_us < grant.until_us]
+        in_order = sorted(usable, key=lambda grant: (grant.priority, grant.until_us))
+        return _first([(grant, self._remaining(grant)) for grant in in_order], amount)
+
+    def _charge(self, hold: ModelHold, amount: int) -> None:
+        hold.charged = [*hold.charged, *_first(hold.left, amount)]
+        hold.from_hold += amount
 
     def _grants_of(self, account: tuple[str, str, str]) -> list[ModelGrant]:
         return [grant for owner, grant in self.grants.values() if owner == account]
 
+    def _under(self, tenant: str, key: str) -> list[ModelHold]:
+        return [hold for (account, its_key), hold in self.holds.items() if (account[0], its_key) == (tenant, key)]
+
     def _hold(self, account: tuple[str, str, str], key: str) -> ModelHold | None:
-        hold = self.holds.get((account[0], key))
-        if hold is not None and hold.account != account:
+        hold = self.holds.get((account, key))
+        if hold is None and any(other.ended != "tombstone" for other in self._under(account[0], key)):
+            raise KeyConflict(key=key)
+        return hold
+
+    def _open_hold(self, account: tuple[str, str, str], key: str) -> ModelHold:
+        hold = self._hold(account, key)
+        if hold is None:
+            raise HoldUnknown(key=key)
+        if self.phase(hold) != "open":
+            raise self._over(hold, key)
+        return hold
+
+    def _over(self, hold: ModelHold, key: str) -> QuotaError:
+        match self.phase(hold):
+            case "confirmed":
+                return HoldConfirmed(key=key, hold_id="", captured=hold.captured)
+            case "expired":
+                return HoldExpired(key=key, hold_id="", expired_at_us=hold.until_us)
+        return HoldCancelled(key=key, hold_id="")
+
+    def _amended(self, kind: str, tenant: str, key: str, facts: tuple[object, ...]) -> ModelHold | None:
+        known_facts, hold = self.amendments.get((kind, tenant, key), (facts, None))
+        if known_facts != facts:
             raise KeyConflict(key=key)
         return hold
 
     def _outcome(self, hold: ModelHold, created: bool) -> Outcome:
-        return self.phase(hold), hold.amount, hold.captured, created
+        return self.phase(hold), hold.amount, hold.captured, hold.refunded, created
 
 
-Outcome = tuple[str, int, int, bool]
-"""(phase, amount, captured, created)"""
+Outcome = tuple[str, int, int, int, bool]
+"""(phase, amount, captured, refunded, created)"""
+
+
+def _first(parts: list[tuple[ModelGrant, int]], amount: int) -> list[tuple[ModelGrant, int]]:
+    """The first ``amount`` units of ``parts``."""
+    first = []
+    for grant, units in parts:
+        taken = min(units, amount)
+        amount -= taken
+        if taken:
+            first.append((grant, taken))
+    return first
+
+
+def _skip(parts: list[tuple[ModelGrant, int]], amount: int) -> list[tuple[ModelGrant, int]]:
+    """All but the first ``amount`` units of ``parts``."""
+    rest = []
+    for grant, units in parts:
+        skipped = min(units, amount)
+        amount -= skipped
+        if units > skipped:
+            rest.append((grant, units - skipped))
+    return rest
 
 
 async def check_books(db: Database) -> None:
-    """Recompute every sum in the ledger's tables and compare; an AssertionError names what disagrees."""
-    checks = {
-        "a grant is not the sum of its parts": """
-            SELECT id FROM daydo_quota_grant WHERE granted <> remaining + held + spent + expired""",
-        "an account differs from its grants": """
-            SELECT a.id FROM daydo_quota_account a LEFT JOIN daydo_quota_grant g ON g.account_id = a.id
-            GROUP BY a.id, a.pending, a.available, a.reserved, a.spent, a.expired
-            HAVING a.pending <> COALESCE(SUM(CASE WHEN g.phase = 'pending' THEN g.remaining ELSE 0 END), 0)
-                OR a.available <> COALESCE(SUM(CASE WHEN g.phase <> 'pending' THEN g.remaining ELSE 0 END), 0)
-                OR a.reserved <> COALESCE(SUM(g.held), 0) OR a.spent <> COALESCE(SUM(g.spent), 0)
-                OR a.expired <> COALESCE(SUM(g.expired), 0)""",
-        "reserved is not the sum of the open holds": """
-            SELECT a.id FROM daydo_quota_account a
-            LEFT JOIN daydo_quota_hold h ON h.account_id = a.id AND h.phase = 'open'
-            GROUP BY a.id, a.reserved HAVING a.reserved <> COALESCE(SUM(h.amount), 0)""",
-        "the sequence of entries has a gap": """
-            SELECT a.id FROM daydo_quota_account a LEFT JOIN daydo_quota_entry e ON e.account_id = a.id
-            GROUP BY a.id, a.seq HAVING COUNT(e.seq) <> a.seq OR COALESCE(MAX(e.seq), 0) <> a.seq""",
-        "an entry's balances do not follow from the one before": """
-            SELECT e.account_id, e.seq FROM daydo_quota_entry e
-            LEFT JOIN daydo_quota_entry b ON b.account_id = e.account_id AND b.seq = e.seq - 1
-            WHERE e.available <> COALESCE(b.available, 0) + e.available_change
-                OR e.reserved <> COALESCE(b.reserved, 0) + e.reserved_change
-                OR e.spent <> COALESCE(b.spent, 0) + e.spent_change
-                OR e.expired <> COALESCE(b.expired, 0) + e.expired_change""",
-        "the last entry differs from the account": """
-            SELECT a.id FROM daydo_quota_account a
-            JOIN daydo_quota_entry e ON e.account_id = a.id AND e.seq = a.seq
-            WHERE e.available <> a.available OR e.reserved <> a.reserved
-                OR e.spent <> a.spent OR e.expired <> a.expired""",
-        "a settled hold has no settling entry, or an open one has": """
-            SELECT h.id FROM daydo_quota_hold h
-            LEFT JOIN daydo_quota_entry e ON e.op_id = h.id AND e.step = 'resolve'
-            WHERE (h.phase IN ('confirmed', 'cancelled', 'expired')) <> (e.op_id IS NOT NULL)""",
-        "an account would look too late": """
-            SELECT a.id FROM daydo_quota_account a JOIN daydo_quota_hold h ON h.account_id = a.id
-            WHERE h.phase = 'open' AND h.expires_at_us < a.next_due_at_us
-            UNION ALL
-            SELECT a.id FROM daydo_quota_account a JOIN daydo_quota_grant g ON g.account_id = a.id
-            WHERE (g.phase = 'live' AND g.remaining > 0 AND g.expires_at_us < a.next_due_at_us)
-                OR (g.phase = 'pending' AND g.effective_at_us < a.next_due_at_us)""",
-    }
-    for complaint, query in checks.items():
-        found = (await db.query(query)).rows
-        assert not found, f"{complaint}: {found[:5]}"
+    """:meth:`Ledger.audit` of everything, without a ledger; an AssertionError names what disagrees."""
+    audit = await Auditor(db, None, accounts=100, rows=1000).run()
+    assert audit.disagreement is None, audit.disagreement
 
 
 class LedgerConformance:
@@ -511,6 +613,291 @@ class LedgerConformance:
         await ledger.cancel(account, key="other")
         assert await ledger.balance(account) == Balance(available=5, spent=3, expired=2)
 
+    async def test_captures_charge_parts_of_an_open_hold(self, ledger: LedgerLike, account: Account) -> None:
+        """Each once by its own key, from the front; the hold stays open with the rest and gives no more than it has."""
+        await ledger.grant(account, 5, key="paid", priority=90)
+        await ledger.grant(account, 5, key="promo", priority=10)
+        await ledger.reserve(account, 8, key="task")
+        first = await ledger.capture(account, 4, key="page_1", hold_key="task")
+        assert (first.key, first.phase, first.captured, first.created) == ("task", "open", 4, True)
+        again = await ledger.capture(account, 4, key="page_1", hold_key="task")
+        assert again == msgspec.structs.replace(first, created=False)
+        assert await ledger.balance(account) == Balance(available=2, reserved=4, spent=4)
+        refusal = await _raises(ChargeExceedsHold, ledger.capture(account, 5, key="page_2", hold_key="task"))
+        assert refusal.facts["held"] == 4
+        assert (await ledger.capture(account, 3, key="page_2", hold_key="task")).captured == 7
+        assert await ledger.balance(account) == Balance(available=2, reserved=1, spent=7)
+        await ledger.cancel(account, key="task")
+        assert (await ledger.grant(account, 5, key="paid", priority=90)).remaining == 3
+        assert (await ledger.grant(account, 5, key="promo", priority=10)).remaining == 0
+
+    async def test_a_captures_key_names_one_capture(self, ledger: LedgerLike, account: Account) -> None:
+        """With another amount, hold or account it is a conflict; a refund may bear the same key."""
+        other = Account(account.tenant, account.subject, "points")
+        for one in (account, other):
+            await ledger.grant(one, 10, key=f"order_{one.unit}")
+            await ledger.reserve(one, 5, key=f"task_{one.unit}")
+        await ledger.reserve(account, 5, key="second")
+        await ledger.capture(account, 2, key="page", hold_key="task_credits")
+        await _raises(KeyConflict, ledger.capture(account, 3, key="page", hold_key="task_credits"))
+        await _raises(KeyConflict, ledger.capture(account, 2, key="page", hold_key="second"))
+        await _raises(KeyConflict, ledger.capture(other, 2, key="page", hold_key="task_points"))
+        await _raises(KeyConflict, ledger.capture(other, 2, key="page_2", hold_key="task_credits"))
+        assert (await ledger.refund(account, 2, key="page", hold_key="task_credits")).created
+        await _raises(KeyConflict, ledger.refund(account, 1, key="page", hold_key="task_credits"))
+
+    async def test_a_confirm_after_captures_charges_the_rest_or_less(
+        self, ledger: LedgerLike, account: Account
+    ) -> None:
+        """Its amount counts besides the captures; what is left returns, and a repeat is compared by that amount."""
+        await ledger.grant(account, 20, key="order")
+        for key in ("all", "less", "none"):
+            await ledger.reserve(account, 6, key=key)
+            await ledger.capture(account, 2, key=f"{key}_page", hold_key=key)
+        await _raises(ChargeExceedsHold, ledger.confirm(account, 5, key="less"))
+        assert (await ledger.confirm(account, key="all")).captured == 6
+        assert (await ledger.confirm(account, 3, key="less")).captured == 5
+        assert (await ledger.confirm(account, 0, key="none")).captured == 2
+        assert await ledger.balance(account) == Balance(available=7, spent=13)
+        for key, same in (("all", 4), ("all", None), ("less", 3), ("none", 0)):
+            assert not (await ledger.confirm(account, same, key=key)).created
+        for key, differs in (("all", 6), ("less", 5), ("less", None), ("none", 2)):
+            await _raises(KeyConflict, ledger.confirm(account, differs, key=key))
+        late = await ledger.capture(account, 2, key="less_page", hold_key="less")
+        assert (late.phase, late.captured, late.created) == ("confirmed", 5, False)
+
+    async def test_what_was_captured_stays_charged(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """A cancel and a time-out return only the rest."""
+        await ledger.grant(account, 10, key="order")
+        for key in ("dropped", "stranded"):
+            await ledger.reserve(account, 5, key=key, ttl_s=30)
+            await ledger.capture(account, 2, key=f"{key}_page", hold_key=key)
+        cancelled = await ledger.cancel(account, key="dropped")
+        assert (cancelled.phase, cancelled.captured) == ("cancelled", 2)
+        assert await ledger.balance(account) == Balance(available=3, reserved=3, spent=4)
+        clock.advance(30)
+        assert await ledger.balance(account) == Balance(available=6, spent=4)
+        assert (await ledger.cancel(account, key="stranded")).captured == 2
+
+    async def test_only_an_open_hold_is_captured_or_extended(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """Unknown, cancelled, confirmed and timed out each have their error."""
+        await ledger.grant(account, 10, key="order")
+        for key in ("confirmed", "cancelled", "expired"):
+            await ledger.reserve(account, 2, key=key, ttl_s=30)
+        await ledger.confirm(account, 1, key="confirmed")
+        await ledger.cancel(account, key="cancelled")
+        await ledger.cancel(account, key="tombstone")
+        clock.advance(30)
+        over: dict[str, type[QuotaError]] = {
+            "unknown": HoldUnknown,
+            "confirmed": HoldConfirmed,
+            "cancelled": HoldCancelled,
+            "tombstone": HoldCancelled,
+            "expired": HoldExpired,
+        }
+        nobody = Account(account.tenant, "nobody", "credits")
+        for key, error in over.items():
+            await _raises(error, ledger.capture(account, 1, key="page", hold_key=key))
+            await _raises(error, ledger.extend(account, key=key, ttl_s=60))
+        await _raises(HoldUnknown, ledger.capture(nobody, 1, key="page", hold_key="unknown"))
+        await _raises(HoldUnknown, ledger.extend(nobody, key="unknown", ttl_s=60))
+        await _raises(HoldUnknown, ledger.refund(nobody, 1, key="back", hold_key="unknown"))
+        assert await ledger.balance(account) == Balance(available=9, spent=1)
+
+    async def test_an_extended_hold_lasts_as_long_as_asked(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """From now, to the microsecond; asking for less changes nothing, and nothing is written in the history."""
+        await ledger.grant(account, 10, key="order")
+        hold = await ledger.reserve(account, 4, key="task", ttl_s=30)
+        clock.advance(20)
+        same = await ledger.extend(account, key="task", ttl_s=5)
+        assert (same.expires_at_us, same.created) == (hold.expires_at_us, False)
+        longer = await ledger.extend(account, key="task", ttl_s=60)
+        assert (longer.expires_at_us, longer.created) == (clock.now_us() + 60_000_000, True)
+        assert not (await ledger.extend(account, key="task", ttl_s=60)).created
+        assert (await ledger.history(account.tenant, account.subject)).items[0].kind == "held"
+        clock.advance(59.999999)
+        await ledger.sweep()
+        assert await ledger.balance(account) == Balance(available=6, reserved=4)
+        clock.advance(0.000001)
+        assert await ledger.balance(account) == Balance(available=10)
+        await _raises(HoldExpired, ledger.extend(account, key="task", ttl_s=60))
+        for ttl_s in (0.0, -1.0, 1e9, float("nan")):
+            await _raises(BadPeriod, ledger.extend(account, key="task", ttl_s=ttl_s))
+
+    async def test_a_refund_returns_units_to_their_grants(self, ledger: LedgerLike, account: Account) -> None:
+        """From the back, as if less had been charged; each once by its own key, and never more than was charged."""
+        await ledger.grant(account, 5, key="paid", priority=90)
+        await ledger.grant(account, 5, key="promo", priority=10)
+        await ledger.reserve(account, 8, key="task")
+        await ledger.confirm(account, 7, key="task")
+        first = await ledger.refund(account, 3, key="back_1", hold_key="task")
+        assert (first.captured, first.refunded, first.created) == (7, 3, True)
+        again = await ledger.refund(account, 3, key="back_1", hold_key="task")
+        assert again == msgspec.structs.replace(first, created=False)
+        assert await ledger.balance(account) == Balance(available=6, spent=4)
+        assert (await ledger.grant(account, 5, key="paid", priority=90)).remaining == 5
+        assert (await ledger.grant(account, 5, key="promo", priority=10)).remaining == 1
+        refusal = await _raises(RefundExceedsCharge, ledger.refund(account, 5, key="back_2", hold_key="task"))
+        assert refusal.facts["charged"] == 4
+        await ledger.refund(account, 4, key="back_2", hold_key="task")
+        await _raises(RefundExceedsCharge, ledger.refund(account, 1, key="back_3", hold_key="task"))
+        assert not (await ledger.confirm(account, 7, key="task")).created
+        assert (await ledger.reserve(account, 10, key="next")).created
+
+    async def test_a_refund_to_a_grant_that_has_expired_is_expired(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """The other grant's share of it is available again, until that one's time."""
+        ends = clock.now_us() + 10_000_000
+        await ledger.grant(account, 3, key="promo", expires_at_us=ends)
+        await ledger.grant(account, 3, key="paid", expires_at_us=ends + 10_000_000)
+        await ledger.reserve(account, 6, key="task")
+        await ledger.confirm(account, key="task")
+        clock.advance(10)
+        await ledger.refund(account, 6, key="back", hold_key="task")
+        assert await ledger.balance(account) == Balance(available=3, expired=3)
+        [entry] = (await ledger.history(account.tenant, account.subject, limit=1)).items
+        assert (entry.kind, entry.available_change, entry.expired_change) == ("refunded", 3, 3)
+        clock.advance(10)
+        assert await ledger.balance(account) == Balance(expired=6)
+
+    async def test_a_confirm_above_the_hold_is_the_callers_choice(self, ledger: LedgerLike, account: Account) -> None:
+        """``overage="available"`` takes the rest from the balance, or, if that is too little, changes nothing."""
+        await ledger.grant(account, 6, key="paid", priority=90)
+        await ledger.grant(account, 3, key="promo", priority=10)
+        await ledger.reserve(account, 4, key="task")
+        await _raises(ChargeExceedsHold, ledger.confirm(account, 6, key="task"))
+        refusal = await _raises(InsufficientQuota, ledger.confirm(account, 10, key="task", overage="available"))
+        assert (refusal.facts["amount"], refusal.facts["available"]) == (6, 5)
+        assert await ledger.balance(account) == Balance(available=5, reserved=4)
+        confirmed = await ledger.confirm(account, 6, key="task", overage="available")
+        assert (confirmed.amount, confirmed.captured, confirmed.created) == (4, 6, True)
+        assert not (await ledger.confirm(account, 6, key="task")).created
+        assert await ledger.balance(account) == Balance(available=3, spent=6)
+        await ledger.refund(account, 6, key="back", hold_key="task")
+        assert (await ledger.grant(account, 6, key="paid", priority=90)).remaining == 6
+
+    async def test_a_late_confirm_is_the_callers_choice(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """``late="available"`` charges the balance once for what a timed-out hold had left, if that still covers it."""
+        await ledger.grant(account, 10, key="order")
+        await ledger.reserve(account, 6, key="task", ttl_s=30)
+        await ledger.capture(account, 1, key="page", hold_key="task")
+        clock.advance(30)
+        await ledger.reserve(account, 6, key="other")
+        await _raises(HoldExpired, ledger.confirm(account, 2, key="task"))
+        await _raises(InsufficientQuota, ledger.confirm(account, key="task", late="available"))
+        await _raises(ChargeExceedsHold, ledger.confirm(account, 6, key="task", late="available"))
+        assert await ledger.balance(account) == Balance(available=3, reserved=6, spent=1)
+        late = await ledger.confirm(account, 2, key="task", late="available")
+        assert (late.phase, late.captured, late.created) == ("confirmed", 3, True)
+        assert not (await ledger.confirm(account, 2, key="task", late="available")).created
+        await _raises(KeyConflict, ledger.confirm(account, 3, key="task", late="available"))
+        await _raises(HoldConfirmed, ledger.cancel(account, key="task"))
+        await ledger.cancel(account, key="cancelled")
+        await _raises(HoldCancelled, ledger.confirm(account, 1, key="cancelled", late="available"))
+        assert await ledger.balance(account) == Balance(available=1, reserved=6, spent=3)
+
+    async def test_several_accounts_are_held_together_or_not_at_all(self, ledger: LedgerLike, account: Account) -> None:
+        """The refusal names the account that lacks; the holds are settled one by one under the one key."""
+        cap = Account(account.tenant, account.subject, "daily_cap")
+        await ledger.grant(account, 10, key="order")
+        both = [(account, 4), (cap, 1)]
+        refusal = await _raises(InsufficientQuota, ledger.reserve_all(both, key="task"))
+        assert (refusal.facts["subject"], refusal.facts["unit"], refusal.facts["amount"]) == ("u_7", "daily_cap", 1)
+        assert await ledger.balance(account) == Balance(available=10)
+        await ledger.grant(cap, 1, key="today")
+        holds = await ledger.reserve_all(both, key="task")
+        assert [(hold.unit, hold.key, hold.amount, hold.created) for hold in holds] == [
+            ("credits", "task", 4, True),
+            ("daily_cap", "task", 1, True),
+        ]
+        again = await ledger.reserve_all(both[::-1], key="task")
+        assert again == [msgspec.structs.replace(hold, created=False) for hold in holds[::-1]]
+        await _raises(InsufficientQuota, ledger.reserve_all(both, key="next"))
+        assert await ledger.balance(account) == Balance(available=6, reserved=4)
+        await ledger.capture(cap, 1, key="page", hold_key="task")
+        await ledger.confirm(account, 3, key="task")
+        await ledger.cancel(cap, key="task")
+        assert (await ledger.balance(account), await ledger.balance(cap)) == (
+            Balance(available=7, spent=3),
+            Balance(spent=1),
+        )
+
+    async def test_a_key_of_several_accounts_belongs_to_these(self, ledger: LedgerLike, account: Account) -> None:
+        """Another amount, set of accounts or a single hold under it conflicts; so does it under a single hold's key."""
+        cap, points = (Account(account.tenant, account.subject, unit) for unit in ("daily_cap", "points"))
+        for one in (account, cap, points):
+            await ledger.grant(one, 10, key=f"g_{one.unit}")
+        await ledger.reserve_all([(account, 4), (cap, 1)], key="task")
+        await ledger.reserve(cap, 1, key="single")
+        conflicts: list[Awaitable[object]] = [
+            ledger.reserve_all([(account, 4), (cap, 2)], key="task"),
+            ledger.reserve_all([(account, 4)], key="task"),
+            ledger.reserve_all([(account, 4), (cap, 1), (points, 1)], key="task"),
+            ledger.reserve_all([(account, 4), (cap, 1)], key="task", ttl_s=60),
+            ledger.reserve(cap, 1, key="task"),
+            ledger.confirm(points, key="task"),
+            ledger.cancel(points, key="task"),
+            ledger.reserve_all([(account, 1), (cap, 1)], key="single"),
+        ]
+        for conflict in conflicts:
+            await _raises(KeyConflict, conflict)
+        for one in (account, cap):
+            await ledger.cancel(one, key="task")
+            assert await ledger.balance(one) == Balance(available=10 if one is account else 9, reserved=one is cap)
+
+    async def test_a_cancel_before_a_hold_over_several_wins(self, ledger: LedgerLike, account: Account) -> None:
+        """Each account's cancel leaves its own tombstone, and one is enough to refuse them all."""
+        cap = Account(account.tenant, account.subject, "daily_cap")
+        for one in (account, cap):
+            await ledger.grant(one, 10, key=f"g_{one.unit}")
+        await ledger.cancel(cap, key="one")
+        for one in (account, cap):
+            assert (await ledger.cancel(one, key="both")).created
+            assert not (await ledger.cancel(one, key="both")).created
+        for key in ("one", "both"):
+            await _raises(HoldCancelled, ledger.reserve_all([(account, 4), (cap, 1)], key=key))
+        assert await ledger.balance(account) == Balance(available=10)
+
+    async def test_accounts_held_in_any_order_do_not_block_each_other(
+        self, ledger: LedgerLike, account: Account
+    ) -> None:
+        """Twenty callers name two accounts in either order: as many succeed as there are units, and none deadlocks."""
+        cap = Account(account.tenant, account.subject, "daily_cap")
+        await ledger.grant(account, 100, key="order")
+        await ledger.grant(cap, 5, key="today")
+        both = [(account, 2), (cap, 1)]
+        calls = [ledger.reserve_all(both[:: (-1) ** number], key=f"task_{number // 2}") for number in range(20)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(isinstance(answer, list) and answer[0].created for answer in answers) == 5
+        assert all(isinstance(answer, list | InsufficientQuota) for answer in answers)
+        assert (await ledger.balance(account)).reserved == 10
+
+    async def test_history_names_the_hold_of_a_capture_and_a_refund(self, ledger: LedgerLike, account: Account) -> None:
+        """Under their own keys, in order, with what they moved."""
+        await ledger.grant(account, 10, key="order")
+        await ledger.reserve(account, 6, key="task")
+        await ledger.capture(account, 2, key="page", hold_key="task", reason="page 1")
+        await ledger.confirm(account, 8, key="task", overage="available")
+        await ledger.refund(account, 9, key="back", hold_key="task")
+        told = [
+            (e.kind, e.key, e.hold_key, e.amount, e.available_change, e.reserved_change, e.spent_change)
+            for e in (await ledger.history(account.tenant, account.subject, limit=3)).items
+        ]
+        assert told == [
+            ("refunded", "back", "task", 9, 9, 0, -9),
+            ("confirmed", "task", "", 8, -4, -4, 8),
+            ("captured", "page", "task", 2, 0, -2, 2),
+        ]
+
     async def test_history_tells_everything_in_order(
         self, ledger: LedgerLike, clock: ManualClock, account: Account
     ) -> None:
@@ -589,7 +976,7 @@ class LedgerConformance:
         assert await ledger.balance(account) == Balance(reserved=10)
 
     async def test_one_key_at_once_makes_one_hold(self, ledger: LedgerLike, account: Account) -> None:
-        """Ten callers with the same key share one hold; one of them made it. The same goes for grant and confirm."""
+        """Ten callers with the same key share one hold; one of them made it. The same goes for every other call."""
         granted = await asyncio.gather(*(ledger.grant(account, 10, key="order") for _ in range(10)))
         holds = await asyncio.gather(*(ledger.reserve(account, 2, key="task") for _ in range(10)))
         confirmed = await asyncio.gather(*(ledger.confirm(account, key="task") for _ in range(10)))
@@ -597,6 +984,12 @@ class LedgerConformance:
             assert len({answer.id for answer in answers}) == 1
             assert [answer.created for answer in answers].count(True) == 1
         assert await ledger.balance(account) == Balance(available=8, spent=2)
+        await ledger.reserve(account, 3, key="open")
+        captured = await asyncio.gather(*_ten(ledger.capture, account, key="page", hold_key="open"))
+        refunded = await asyncio.gather(*_ten(ledger.refund, account, key="back", hold_key="task"))
+        for answers in (captured, refunded):
+            assert [answer.created for answer in answers].count(True) == 1
+        assert await ledger.balance(account) == Balance(available=6, reserved=2, spent=2)
 
     async def test_what_cannot_be_right_is_refused(
         self, ledger: LedgerLike, clock: ManualClock, account: Account
@@ -608,6 +1001,18 @@ class LedgerConformance:
             (BadAmount, ledger.grant(account, 1, key="k", priority=101)),
             (BadAmount, ledger.reserve(account, 0, key="k")),
             (BadAmount, ledger.confirm(account, -1, key="k")),
+            (BadAmount, ledger.capture(account, 0, key="k", hold_key="h")),
+            (BadAmount, ledger.refund(account, 0, key="k", hold_key="h")),
+            (BadAmount, ledger.reserve_all([(account, 0)], key="k")),
+            (BadName, ledger.capture(account, 1, key="k", hold_key="")),
+            (BadName, ledger.refund(account, 1, key="k", hold_key=" ")),
+            (BadAccounts, ledger.reserve_all([], key="k")),
+            (BadAccounts, ledger.reserve_all([(account, 1), (account, 1)], key="k")),
+            (BadAccounts, ledger.reserve_all([(account, 1), (Account("other", "u", "credits"), 1)], key="k")),
+            (
+                BadAccounts,
+                ledger.reserve_all([(Account(account.tenant, f"u{n}", "credits"), 1) for n in range(17)], key="k"),
+            ),
             *((BadName, ledger.grant(account, 1, key=key)) for key in ("", " k", "k\n", "钥", "k" * 201)),
             (BadName, ledger.grant(Account(account.tenant, "", "credits"), 1, key="k")),
             (BadName, ledger.grant(Account(account.tenant, "u", "c" * 33), 1, key="k")),
@@ -635,6 +1040,10 @@ class LedgerConformance:
         await asyncio.gather(ledger.sweep(), ledger.sweep())
         history = await ledger.history(account.tenant, account.subject)
         assert [entry.kind for entry in history.items] == ["grant_expired", "hold_expired", "held", "granted"]
+
+
+def _ten(call: Callable[..., Awaitable[Hold]], account: Account, **options: Any) -> list[Awaitable[Hold]]:
+    return [call(account, 1, **options) for _ in range(10)]
 
 
 async def _raises(expected: type[QuotaError], call: Awaitable[object]) -> QuotaError:

@@ -43,16 +43,34 @@ CREATE TABLE daydo_quota_hold (
   account_id BIGINT NOT NULL,
   tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   op_key VARCHAR(200) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  leg BIGINT NOT NULL DEFAULT 0,
   fingerprint VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   amount BIGINT NOT NULL CHECK (amount >= 0),
   captured BIGINT NOT NULL CHECK (captured >= 0),
+  final BIGINT NOT NULL DEFAULT 0 CHECK (final >= 0),
+  refunded BIGINT NOT NULL DEFAULT 0 CHECK (refunded >= 0),
   phase VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   expires_at_us BIGINT NOT NULL,
   parts MEDIUMTEXT CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   created_at_us BIGINT NOT NULL,
   resolved_at_us BIGINT NOT NULL,
-  UNIQUE KEY daydo_quota_hold_op (tenant, op_key),
-  KEY daydo_quota_hold_due (account_id, phase, expires_at_us)
+  UNIQUE KEY daydo_quota_hold_op (tenant, op_key, leg),
+  KEY daydo_quota_hold_due (account_id, phase, expires_at_us),
+  CHECK (refunded <= captured)
+) ENGINE=InnoDB;
+
+CREATE TABLE daydo_quota_amendment (
+  id VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+  account_id BIGINT NOT NULL,
+  tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  kind VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  op_key VARCHAR(200) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  fingerprint VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  hold_id VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  amount BIGINT NOT NULL CHECK (amount > 0),
+  created_at_us BIGINT NOT NULL,
+  UNIQUE KEY daydo_quota_amendment_op (tenant, kind, op_key),
+  KEY daydo_quota_amendment_hold (hold_id)
 ) ENGINE=InnoDB;
 
 CREATE TABLE daydo_quota_entry (
@@ -62,6 +80,7 @@ CREATE TABLE daydo_quota_entry (
   step VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   kind VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   op_key VARCHAR(200) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  hold_key VARCHAR(200) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT '',
   reason VARCHAR(200) CHARACTER SET utf8mb4 NOT NULL,
   at_us BIGINT NOT NULL,
   amount BIGINT NOT NULL,

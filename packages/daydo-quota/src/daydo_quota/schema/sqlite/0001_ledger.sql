@@ -45,18 +45,37 @@ CREATE TABLE daydo_quota_hold (
   account_id INTEGER NOT NULL,
   tenant TEXT NOT NULL,
   op_key TEXT NOT NULL,
+  leg INTEGER NOT NULL DEFAULT 0,
   fingerprint TEXT NOT NULL,
   amount INTEGER NOT NULL CHECK (amount >= 0),
   captured INTEGER NOT NULL CHECK (captured >= 0),
+  final INTEGER NOT NULL DEFAULT 0 CHECK (final >= 0),
+  refunded INTEGER NOT NULL DEFAULT 0 CHECK (refunded >= 0),
   phase TEXT NOT NULL,
   expires_at_us INTEGER NOT NULL,
   parts TEXT NOT NULL,
   created_at_us INTEGER NOT NULL,
   resolved_at_us INTEGER NOT NULL,
-  UNIQUE (tenant, op_key)
+  UNIQUE (tenant, op_key, leg),
+  CHECK (refunded <= captured)
 ) WITHOUT ROWID;
 
 CREATE INDEX daydo_quota_hold_due ON daydo_quota_hold (account_id, phase, expires_at_us);
+
+CREATE TABLE daydo_quota_amendment (
+  id TEXT NOT NULL PRIMARY KEY,
+  account_id INTEGER NOT NULL,
+  tenant TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  op_key TEXT NOT NULL,
+  fingerprint TEXT NOT NULL,
+  hold_id TEXT NOT NULL,
+  amount INTEGER NOT NULL CHECK (amount > 0),
+  created_at_us INTEGER NOT NULL,
+  UNIQUE (tenant, kind, op_key)
+) WITHOUT ROWID;
+
+CREATE INDEX daydo_quota_amendment_hold ON daydo_quota_amendment (hold_id);
 
 CREATE TABLE daydo_quota_entry (
   account_id INTEGER NOT NULL,
@@ -65,6 +84,7 @@ CREATE TABLE daydo_quota_entry (
   step TEXT NOT NULL,
   kind TEXT NOT NULL,
   op_key TEXT NOT NULL,
+  hold_key TEXT NOT NULL DEFAULT '',
   reason TEXT NOT NULL,
   at_us INTEGER NOT NULL,
   amount INTEGER NOT NULL,

@@ -1,0 +1,333 @@
+"""Group commit: whatever calls are waiting are written together, in one transaction.
+
+Theory
+------
+A call puts its operation into a *line* and waits for its answer. A line is worked off by one task, batch after batch;
+there is no timer: a batch is what came while the one before was being written. A call alone is written at once, and
+sixty-four at once share one COMMIT. There are a few *main* lines, and an account always uses the same one, so that
+batches of this process never wait for one another and an account's calls are decided in the order of their arrival.
+
+*Somebody else's lock.* A batch locks its accounts without waiting. An account that another transaction has (a caller's
+with ``tx=``, another process's) gets a *lane*, a line of its own that does wait; its calls queue there, in their order,
+until the lane is empty. So an open transaction stalls its own account alone. A call that has waited ``busy_timeout_s``
+raises :class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same.
+
+*Failures.* A call is answered by its transaction's ``after_commit``, hence exactly if it is committed. What the server
+has undone (a deadlock, a lost connection) is written again. So is what may or may not be kept (``CommitUnknown``): the
+keys make the repeat safe. After any other error the batch is halved and each half written by itself, in order, until
+the error has only its own operation left: nobody fails for another's sake.
+
+*Callers that go.* A cancelled caller's call is taken out while it waits; once its batch is being written it is written
+with it, and nobody hears the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from daydo_db import (
+    CommitUnknown,
+    ConnectionLost,
+    Database,
+    Deadlock,
+    LockTimeout,
+    PoolTimeout,
+    StorageFull,
+    Tx,
+    UniqueViolation,
+)
+
+from .errors import AccountBusy, LedgerLeft, QueueFull
+from .planner import AccountKey, Op, Outcome, accounts_of
+
+# The database's trouble, not an operation's: halving the batch would only double it.
+_EVERYBODYS = (ConnectionLost, Deadlock, LockTimeout, PoolTimeout, StorageFull)
+
+
+# Whose time is over when its turn comes still gets an account that is free by then.
+_LEAST_S = 0.05
+
+
+class Blocked(Exception):
+    """Another transaction has what this one needs."""
+
+
+class Written(NamedTuple):
+    """``outcomes`` of the operations in their order, None for those that touch ``held`` or ``missing`` accounts."""
+
+    outcomes: list[Outcome | None]
+    held: set[AccountKey]
+    missing: set[AccountKey]
+
+
+Write = Callable[[Sequence[Op], Tx, float | None], Awaitable[Written]]
+"""Decide operations and write them in a transaction; wait so many seconds for accounts (0: for none, None: as long as
+the database does).
+
+Raises:
+    Blocked: something that others have locked was not had.
+"""
+
+Spawn = Callable[[Coroutine[Any, Any, Any], str], object]
+
+
+class Bounds(NamedTuple):
+    """``lines`` main lines, ``lanes`` waited in at a time, ``batch`` calls in a transaction, ``queue`` calls in all."""
+
+    lines: int
+    lanes: int
+    batch: int
+    queue: int
+    retries: int
+    busy_timeout_s: float
+
+
+class _Call:
+    """An operation, and the caller who waits for its answer."""
+
+    __slots__ = ("accounts", "answer", "in_doubt", "op", "waits_since_s")
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self.accounts = accounts_of(op)
+        self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.in_doubt = False  # It may have been committed.
+        self.waits_since_s = math.inf  # In a lane, on the loop's clock.
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(CommitUnknown() if self.in_doubt else error)
+
+
+class _Line:
+    """Calls in their order. ``patient``: its batches wait for accounts; ``shared``: it is of several accounts."""
+
+    __slots__ = ("calls", "name", "patient", "shared", "worked")
+
+    def __init__(self, name: str, *, patient: bool, shared: bool) -> None:
+        self.name, self.patient, self.shared = name, patient, shared
+        self.calls: deque[_Call] = deque()
+        self.worked = False
+
+    def take(self, most: int) -> list[_Call]:
+        batch: list[_Call] = []
+        while self.calls and len(batch) < most:
+            call = self.calls.popleft()
+            if not call.answer.done():
+                batch.append(call)
+        return batch
+
+
+class Batcher:
+    """Writes the operations of many callers together, from one entering of the ledger to its leaving."""
+
+    def __init__(self, db: Database, write: Write, spawn: Spawn, bounds: Bounds) -> None:
+        self._db = db
+        self._write = write
+        self._spawn = spawn
+        self._bounds = bounds
+        # SQLite has one writer and no locks on rows: whoever is in a transaction has every account.
+        self._skips = bool(db.dialect.skip_locked)
+        lines = bounds.lines if self._skips else 1
+        self._lines = [_Line(f"flush {number}", patient=not self._skips, shared=True) for number in range(lines)]
+        self._lanes: dict[AccountKey, _Line] = {}
+        self._turns = asyncio.Semaphore(bounds.lanes)
+        self._calls: set[_Call] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._left = False
+
+    async def ask(self, op: Op) -> Outcome:
+        """The outcome of ``op``, once it is committed.
+
+        Raises:
+            InsideTransaction: the task has a transaction open on this database.
+            AccountBusy, QueueFull, LedgerLeft: nothing was changed.
+            DbError: as :meth:`daydo_db.Database.run`.
+        """
+        self._db.require_outside()
+        if self._left:
+            raise LedgerLeft()
+        if len(self._calls) >= self._bounds.queue:
+            raise QueueFull(size=self._bounds.queue)
+        call = _Call(op)
+        self._calls.add(call)
+        self._idle.clear()
+        try:
+            self._append(self._line_of(call), call)
+            return await call.answer
+        finally:
+            self._calls.discard(call)
+            if not self._calls:
+                self._idle.set()
+
+    async def drained(self) -> None:
+        """Wait until nobody waits for an answer."""
+        await self._idle.wait()
+
+    def leave(self) -> None:
+        """Answer those who still wait; whatever worked for them has been stopped."""
+        self._left = True
+        for call in self._calls:
+            call.fail(LedgerLeft())
+
+    # Lines
+
+    def _line_of(self, call: _Call) -> _Line:
+        for account in call.accounts:
+            if (lane := self._lanes.get(account)) is not None:
+                return lane
+        return self._lines[hash(call.accounts[0]) % len(self._lines)]
+
+    def _append(self, line: _Line, call: _Call) -> None:
+        if line.patient and call.waits_since_s == math.inf:
+            call.waits_since_s = _now_s()
+        line.calls.append(call)
+        if not line.worked:
+            line.worked = True
+            self._spawn(self._work(line), line.name)
+
+    async def _work(self, line: _Line) -> None:
+        try:
+            if line.shared:
+                await self._work_off(line)
+            else:
+                async with self._turns:
+                    for call in line.calls:  # Waiting for a turn is not waiting for the account.
+                        call.waits_since_s = _now_s()
+                    await self._work_off(line)
+        finally:
+            line.worked = False
+            self._close(line)
+
+    async def _work_off(self, line: _Line) -> None:
+        while batch := line.take(self._bounds.batch):
+            await self._settle(batch, line)
+            # Those who were just answered ask their next question now; a batch later they would make two of half size.
+            await asyncio.sleep(0)
+
+    def _close(self, lane: _Line, accounts: Container[AccountKey] | None = None) -> None:
+        """``lane`` is no longer that of ``accounts`` (None: of any)."""
+        for account in [account for account, line in self._lanes.items() if line is lane]:
+            if accounts is None or account in accounts:
+                del self._lanes[account]
+
+    def _move(
+        self, calls: Iterable[_Call], accounts: set[AccountKey], source: _Line, lane: _Line | None = None
+    ) -> None:
+        """From ``source`` to the lanes of ``accounts`` (or to ``lane``), and behind them those that came later."""
+        moved = set[AccountKey]()
+        for call in calls:
+            account = next(account for account in call.accounts if account in accounts)
+            self._lanes.setdefault(account, lane or _Line("lane", patient=True, shared=False))
+            self._enter_lane(call, self._lanes[account])
+            moved.add(account)
+        for line in {source, *self._lines} if moved else ():
+            later = list(line.calls)
+            line.calls.clear()
+            for call in later:
+                if moved.isdisjoint(call.accounts):
+                    line.calls.append(call)
+                else:
+                    self._enter_lane(call, self._line_of(call))
+
+    def _enter_lane(self, call: _Call, lane: _Line) -> None:
+        call.waits_since_s = _now_s()
+        self._append(lane, call)
+
+    # Batches
+
+    async def _settle(self, batch: list[_Call], line: _Line) -> None:
+        """Answer every call of ``batch``, or see it into a lane."""
+        parts = deque([batch])
+        while parts:
+            calls = [call for call in parts.popleft() if not call.answer.done()]
+            if not calls:
+                continue
+            try:
+                await self._commit(calls, line)
+            except Blocked:
+                self._wait_on(calls, line)
+            except _EVERYBODYS as error:
+                for call in calls:
+                    call.fail(error)
+            except Exception as error:
+                if len(calls) == 1:
+                    calls[0].fail(error)
+                else:
+                    half = len(calls) // 2
+                    parts.extendleft((calls[half:], calls[:half]))
+
+    async def _commit(self, calls: list[_Call], line: _Line) -> None:
+        for repeats_left in range(self._bounds.retries, -1, -1):
+            try:
+                write = partial(self._write_in, calls, line)
+                written = await self._db.run(write, retries=self._bounds.retries)
+            except CommitUnknown:
+                for call in calls:
+                    call.in_doubt = True
+                if not repeats_left:
+                    raise
+            except UniqueViolation:
+                # Another transaction took a key since it was looked up. Now the key will be found.
+                if not repeats_left:
+                    raise
+            else:
+                self._see_into_lanes(calls, line, written)
+                return
+            calls = [call for call in calls if not call.answer.done()]
+            if not calls:
+                return
+
+    async def _write_in(self, calls: list[_Call], line: _Line, tx: Tx) -> Written:
+        wait_s = None if not self._skips else self._patience_s(calls) if line.patient else 0.0
+        try:
+            written = await self._write([call.op for call in calls], tx, wait_s)
+        except LockTimeout as error:
+            raise Blocked from error
+        tx.after_commit(partial(_tell, calls, written.outcomes))
+        return written
+
+    def _see_into_lanes(self, calls: list[_Call], line: _Line, written: Written) -> None:
+        left = [call for call, outcome in zip(calls, written.outcomes, strict=True) if outcome is None]
+        if not left:
+            return
+        held = [call for call in left if any(account in written.held for account in call.accounts)]
+        self._move(held, written.held, line)
+        newcomers = [call for call in left if written.held.isdisjoint(call.accounts)]
+        self._move(newcomers, written.missing, line, _Line("newcomers", patient=True, shared=True))
+
+    def _wait_on(self, calls: list[_Call], line: _Line) -> None:
+        """Their transaction was blocked: in a lane of their own they go on waiting, in front, or give up."""
+        if line.shared:
+            accounts = {account for call in calls for account in call.accounts}
+            self._close(line, accounts)
+            self._move(calls, accounts, line)
+            return
+        patient = []
+        for call in calls:
+            waited_s = _now_s() - call.waits_since_s
+            if waited_s < self._bounds.busy_timeout_s:
+                patient.append(call)
+            else:
+                call.fail(AccountBusy(unit=call.accounts[0][2], waited_s=round(waited_s, 1)))
+        line.calls.extendleft(reversed(patient))
+
+    def _patience_s(self, calls: list[_Call]) -> float:
+        since_s = min(call.waits_since_s for call in calls)
+        return max(_LEAST_S, since_s + self._bounds.busy_timeout_s - _now_s())
+
+
+def _tell(calls: Sequence[_Call], outcomes: Sequence[Outcome | None]) -> None:
+    for call, outcome in zip(calls, outcomes, strict=True):
+        if outcome is not None and not call.answer.done():
+            call.answer.set_result(outcome)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

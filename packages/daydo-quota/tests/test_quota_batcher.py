@@ -1,0 +1,381 @@
+"""Many callers, one commit: nobody waits, fails or is lost for another's sake."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from daydo_db import CommitUnknown, ConnectionLost, Database, LockTimeout
+from daydo_db.transaction import Transaction
+from daydo_kernel import Event
+from daydo_kernel.testing import ManualClock
+from daydo_quota import (
+    Account,
+    AccountBusy,
+    Balance,
+    HoldUnknown,
+    InsufficientQuota,
+    Ledger,
+    LedgerConfig,
+    LedgerLeft,
+    QueueFull,
+)
+from daydo_quota.testing import check_books
+
+CREDITS = Account("acme", "u_7", "credits")
+ACCOUNTS = [Account("acme", f"u_{number}", "credits") for number in range(64)]
+
+
+class Gate:
+    """An event sink that holds a batch in its transaction while it is shut, and refuses one key."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+        self.opened.set()
+        self.poison = ""
+        self.batches: list[Any] = []
+
+    def shut(self) -> None:
+        self.opened.clear()
+        self.reached.clear()
+
+    async def emit(self, event: Event, tx: Any = None) -> None:
+        if tx not in self.batches:
+            self.batches.append(tx)
+        if event.data["key"] == self.poison:
+            raise ZeroDivisionError
+        self.reached.set()
+        await self.opened.wait()
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+async def ledger(db: Database, gate: Gate) -> AsyncIterator[Ledger]:
+    config = LedgerConfig(sweep_interval_s=0, busy_timeout_s=0.3)
+    async with Ledger(db, config, clock=ManualClock(), events=gate) as ledger:
+        yield ledger
+    await check_books(db)
+
+
+async def give(ledger: Ledger, accounts: list[Account], amount: int = 10) -> None:
+    await asyncio.gather(*(ledger.grant(account, amount, key=f"order_{account.subject}") for account in accounts))
+
+
+async def answers(*calls: Any) -> list[Any]:
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_callers_share_a_commit(ledger: Ledger, gate: Gate) -> None:
+    """What comes while a batch is written is the next batch, however much that is; a refusal concerns its caller."""
+    await give(ledger, ACCOUNTS)
+    gate.batches.clear()
+    gate.shut()
+    first = asyncio.create_task(ledger.reserve(ACCOUNTS[0], 1, key="first"))
+    await gate.reached.wait()
+    others = [ledger.reserve(account, 2, key=account.subject) for account in ACCOUNTS]
+    unknown = ledger.confirm(ACCOUNTS[1], key="never")
+    waiting = asyncio.create_task(answers(*others, ledger.reserve(ACCOUNTS[3], 9, key="too_much"), unknown))
+    await asyncio.sleep(0)
+    gate.opened.set()
+    assert (await first).created
+    *held, refused, missing = await waiting
+    assert all(hold.amount == 2 for hold in held)
+    assert isinstance(refused, InsufficientQuota)
+    assert isinstance(missing, HoldUnknown)
+    assert len(gate.batches) == 2
+
+
+@pytest.mark.parametrize("position", [0, 17, 63])
+async def test_a_poison_operation_fails_alone(ledger: Ledger, gate: Gate, position: int) -> None:
+    """In a batch of 64 it is found by halves; its 63 neighbours are written, each once."""
+    await give(ledger, ACCOUNTS)
+    gate.poison = f"task_{position}"
+    holds = await answers(
+        *(ledger.reserve(account, 4, key=f"task_{number}") for number, account in enumerate(ACCOUNTS))
+    )
+    assert [number for number, hold in enumerate(holds) if isinstance(hold, ZeroDivisionError)] == [position]
+    assert all(hold.created for number, hold in enumerate(holds) if number != position)
+    balances = [await ledger.balance(account) for account in ACCOUNTS]
+    assert balances[position] == Balance(available=10)
+    del balances[position]
+    assert balances == [Balance(available=6, reserved=4)] * 63
+
+
+async def test_a_caller_that_goes_while_it_waits_is_taken_out(ledger: Ledger, gate: Gate) -> None:
+    """One in line is never written; one in a batch under way is written, and its neighbours get their answers."""
+    await give(ledger, [CREDITS])
+    gate.shut()
+    under_way = [asyncio.create_task(ledger.reserve(CREDITS, 1, key=f"under_way_{number}")) for number in range(2)]
+    await gate.reached.wait()
+    in_line = [asyncio.create_task(ledger.reserve(CREDITS, 1, key=f"in_line_{number}")) for number in range(3)]
+    await asyncio.sleep(0)
+    for task in (under_way[0], in_line[1]):
+        task.cancel()
+    await asyncio.sleep(0)
+    gate.opened.set()
+    done = await answers(*under_way, *in_line)
+    assert [isinstance(answer, asyncio.CancelledError) for answer in done] == [True, False, False, True, False]
+    keys = [entry.key for entry in (await ledger.history("acme", "u_7")).items]
+    assert keys == ["in_line_2", "in_line_0", "under_way_1", "under_way_0", "order_u_7"]
+
+
+async def test_an_accounts_calls_are_decided_as_they_came(ledger: Ledger) -> None:
+    """Over several accounts and batches each account's entries stand in the order of its calls."""
+    some = ACCOUNTS[:3]
+    await give(ledger, some, 1_000)
+    keys = [f"task_{number}" for number in range(300)]
+    await asyncio.gather(*(ledger.reserve(some[number % 3], 1, key=key) for number, key in enumerate(keys)))
+    for number, account in enumerate(some):
+        found: list[str] = []
+        cursor = None
+        while len(found) < 100:
+            page = await ledger.history("acme", account.subject, cursor=cursor, limit=100)
+            found += [entry.key for entry in page.items if entry.kind == "held"]
+            cursor = page.next_cursor
+        assert found[::-1] == keys[number::3]
+
+
+@pytest.mark.dialect("mysql")
+async def test_an_open_transaction_stalls_its_own_account_alone(ledger: Ledger, db: Database) -> None:
+    """63 others are written meanwhile; its own calls wait for it, then say AccountBusy, and work again afterwards."""
+    await give(ledger, ACCOUNTS)
+    async with db.transaction() as tx:
+        await ledger.reserve(CREDITS, 1, key="callers", tx=tx)
+        tasks = [asyncio.create_task(ledger.reserve(account, 2, key=account.subject)) for account in ACCOUNTS]
+        later = asyncio.create_task(ledger.reserve(CREDITS, 3, key="later"))
+        others = [task for task, account in zip(tasks, ACCOUNTS, strict=True) if account != CREDITS]
+        held = await asyncio.gather(*others)
+        assert all(hold.created for hold in held)
+        [own] = [task for task in tasks if task not in others]
+        assert not own.done()
+        for task in (own, later):
+            with pytest.raises(AccountBusy) as busy:
+                await task
+            assert busy.value.retryable
+        assert (await asyncio.create_task(ledger.reserve(ACCOUNTS[8], 1, key="more"))).created
+    assert (await ledger.reserve(CREDITS, 2, key="u_7")).created
+    assert await ledger.balance(CREDITS) == Balance(available=7, reserved=3)
+
+
+@pytest.mark.dialect("mysql")
+async def test_calls_in_a_lane_go_on_in_their_order(db: Database) -> None:
+    """When the transaction that has the account ends, those that waited are written as they came; one went away."""
+    async with Ledger(db, LedgerConfig(busy_timeout_s=30, sweep_interval_s=0)) as ledger:
+        await give(ledger, [CREDITS])
+        async with db.transaction() as tx:
+            await ledger.balance(CREDITS, tx=tx)
+            tasks = []
+            for number in range(6):
+                tasks.append(asyncio.create_task(ledger.reserve(CREDITS, 1, key=f"task_{number}")))
+                await asyncio.sleep(0.01 * number)
+            tasks[4].cancel()
+            await asyncio.sleep(0)
+        await answers(*tasks)
+        keys = [entry.key for entry in (await ledger.history("acme", "u_7")).items if entry.kind == "held"]
+        assert keys[::-1] == [f"task_{number}" for number in (0, 1, 2, 3, 5)]
+    await check_books(db)
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_lane_takes_its_later_calls_along(db: Database, gate: Gate) -> None:
+    """A call that was in line when its account turned out to be busy goes before those that come afterwards."""
+    other = ACCOUNTS[1]
+    async with Ledger(db, LedgerConfig(busy_timeout_s=30, sweep_interval_s=0), events=gate) as ledger:
+        await give(ledger, [CREDITS, other])
+        async with db.transaction() as tx:
+            await ledger.balance(CREDITS, tx=tx)
+            gate.shut()
+            tasks = [asyncio.create_task(ledger.reserve(CREDITS, 1, key="first"))]
+            beside = asyncio.create_task(ledger.reserve(other, 1, key="beside"))
+            await gate.reached.wait()
+            tasks.append(asyncio.create_task(ledger.reserve(CREDITS, 1, key="second")))
+            behind = asyncio.create_task(ledger.reserve(other, 1, key="behind"))
+            await asyncio.sleep(0)
+            gate.opened.set()
+            await beside
+            gate.shut()
+            await gate.reached.wait()
+            tasks.append(asyncio.create_task(ledger.reserve(CREDITS, 1, key="third")))
+            await asyncio.sleep(0)
+            gate.opened.set()
+            await behind
+        await asyncio.gather(*tasks)
+        keys = [entry.key for entry in (await ledger.history("acme", "u_7")).items if entry.kind == "held"]
+        assert keys[::-1] == ["first", "second", "third"]
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_newcomer_that_another_is_making_holds_up_nobody(db: Database) -> None:
+    """A first grant that a caller's transaction makes too: other accounts, new ones also, do not wait for its end."""
+    async with Ledger(db, LedgerConfig(busy_timeout_s=0.8, sweep_interval_s=0)) as ledger:
+        await give(ledger, ACCOUNTS[:2])
+        async with db.transaction() as tx:
+            await ledger.grant(CREDITS, 5, key="callers", tx=tx)
+            some = ACCOUNTS[:16]
+            tasks = [asyncio.create_task(ledger.grant(account, 1, key=f"new_{account.subject}")) for account in some]
+            others = [task for task, account in zip(tasks, some, strict=True) if account != CREDITS]
+            assert all(grant.created for grant in await asyncio.gather(*others))
+            with pytest.raises(AccountBusy):
+                await next(task for task in tasks if task not in others)
+    await check_books(db)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_connection_cut_at_commit_loses_and_doubles_nothing(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Every second COMMIT goes unanswered, kept or not; each call is told what it did, once."""
+    real, turn = Transaction.commit, 0
+
+    async def commit(tx: Transaction) -> None:
+        nonlocal turn
+        turn += 1
+        if turn % 2 == 0:
+            await real(tx)
+            return
+        if kept:
+            await real(tx)
+        else:
+            tx._ended = True
+        tx.outcome = "unknown"
+        raise CommitUnknown from ConnectionLost()
+
+    monkeypatch.setattr(Transaction, "commit", commit)
+    await give(ledger, ACCOUNTS)
+    for _ in range(2):
+        holds = await asyncio.gather(*(ledger.reserve(account, 4, key=account.subject) for account in ACCOUNTS))
+        settled = await asyncio.gather(*(ledger.confirm(account, 3, key=account.subject) for account in ACCOUNTS))
+        assert [hold.captured for hold in settled] == [3] * 64
+    assert not any(hold.created for hold in holds), "the second time they were there"
+    for account in ACCOUNTS[:3]:
+        assert await ledger.balance(account) == Balance(available=7, spent=3)
+
+
+async def test_a_commit_that_stays_unanswered_is_said_to_be_unknown(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never that nothing was changed, though the last attempt did not even reach the server."""
+    await give(ledger, [CREDITS])
+    real, turn = Transaction.commit, 0
+
+    async def commit(tx: Transaction) -> None:
+        nonlocal turn
+        turn += 1
+        if turn > 1:
+            tx._ended = True
+            raise ConnectionLost
+        await real(tx)
+        tx.outcome = "unknown"
+        raise CommitUnknown
+
+    with monkeypatch.context() as cut:
+        cut.setattr(Transaction, "commit", commit)
+        with pytest.raises(CommitUnknown):
+            await ledger.reserve(CREDITS, 4, key="task")
+    assert not (await ledger.reserve(CREDITS, 4, key="task")).created
+    assert await ledger.balance(CREDITS) == Balance(available=6, reserved=4)
+
+
+@pytest.mark.parametrize("error", [ConnectionLost, LockTimeout])
+async def test_a_batch_that_the_server_undid_is_written_again(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Whole, and for everybody: nobody notices."""
+    await give(ledger, ACCOUNTS)
+    real, turn = Transaction.execute, 0
+
+    async def execute(tx: Transaction, sql: str, args: Any = ()) -> Any:
+        nonlocal turn
+        turn += 1
+        if turn in (3, 9):
+            raise error
+        return await real(tx, sql, args)
+
+    monkeypatch.setattr(Transaction, "execute", execute)
+    holds = await asyncio.gather(*(ledger.reserve(account, 4, key=account.subject) for account in ACCOUNTS))
+    assert all(hold.created for hold in holds)
+
+
+async def test_leaving_writes_what_waits(db: Database, gate: Gate) -> None:
+    """A full queue refuses the next call at once, and is written before the ledger is left."""
+    ledger = Ledger(db, LedgerConfig(queue_max=20, sweep_interval_s=0), events=gate)
+    async with ledger:
+        await ledger.grant(CREDITS, 100, key="order")
+        gate.shut()
+        tasks = [asyncio.create_task(ledger.reserve(CREDITS, 1, key=f"task_{number}")) for number in range(20)]
+        await gate.reached.wait()
+        with pytest.raises(QueueFull):
+            await ledger.reserve(CREDITS, 1, key="one_more")
+        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await leaving
+        assert all(hold.created for hold in await asyncio.gather(*tasks))
+    await check_books(db)
+
+
+async def test_leaving_tells_those_it_does_not_wait_for(db: Database, gate: Gate) -> None:
+    """After ``drain_s`` what is not committed is undone and says so: nothing was changed."""
+    ledger = Ledger(db, LedgerConfig(batch_max=8, drain_s=0.05, sweep_interval_s=0), events=gate)
+    async with ledger:
+        await ledger.grant(CREDITS, 100, key="order")
+        gate.shut()
+        tasks = [asyncio.create_task(ledger.reserve(CREDITS, 1, key=f"task_{number}")) for number in range(20)]
+        await gate.reached.wait()
+    assert all(isinstance(answer, LedgerLeft) for answer in await answers(*tasks))
+    gate.opened.set()
+    async with ledger:
+        assert await ledger.balance(CREDITS) == Balance(available=100)
+        assert (await ledger.reserve(CREDITS, 1, key="task_0")).created
+    await check_books(db)
+
+
+OTHER_PROCESS = """
+import asyncio, sys
+from daydo_db import Database
+from daydo_quota import Account, Ledger
+
+async def main(url):
+    async with Database(url) as db, Ledger(db) as ledger:
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        async def pair(number):
+            account = Account("acme", f"u_{number % 3}", "credits")
+            await ledger.reserve(account, 2, key=f"other_{number}")
+            await ledger.confirm(account, 1, key=f"other_{number}")
+        await asyncio.gather(*(pair(number) for number in range(90)))
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_two_processes_share_accounts(db: Database, database_url: str) -> None:
+    """Each waits for the other's batches in turn; no unit is lost or taken twice."""
+    some = ACCOUNTS[:3]
+    async with Ledger(db, LedgerConfig(busy_timeout_s=30)) as ledger:
+        await give(ledger, some, 1_000)
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", OTHER_PROCESS, database_url, stdin=-1, stdout=-1
+        )
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert await other.stdout.readline() == b"ready\n"
+        other.stdin.write(b"go\n")
+
+        async def pair(number: int) -> None:
+            await ledger.reserve(some[number % 3], 2, key=f"own_{number}")
+            await ledger.confirm(some[number % 3], 1, key=f"own_{number}")
+
+        await asyncio.gather(*(pair(number) for number in range(90)))
+        await other.communicate()
+        assert other.returncode == 0
+        for account in some:
+            assert await ledger.balance(account) == Balance(available=940, spent=60)
+    await check_books(db)
