@@ -28,6 +28,10 @@ class Connection(Protocol):
         """Run one statement within ``statement_timeout_s``; when cancelled or timed out, stop it on the server."""
         ...
 
+    async def execute_all(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
+        """Run them in order, together within ``statement_timeout_s``; the first that fails ends it and raises."""
+        ...
+
     async def script(self, text: str) -> Result:
         """Run a statement as it stands, without placeholders and without a limit of time."""
         ...
@@ -45,12 +49,14 @@ class Engine(Protocol):
     """How connections to one database are made. On one that is not ``writable`` the database refuses to write.
 
     ``version`` is the server's, known once the first connection is made; ``begin`` opens a transaction;
-    ``refused_inside`` holds the verbs that would end or silently commit it.
+    ``begins_late``: that locks nothing and may wait for the first statement; ``refused_inside`` holds the verbs that
+    would end or silently commit it.
     """
 
     dialect: Dialect
     version: str
     begin: Statement
+    begins_late: bool
     refused_inside: frozenset[str]
 
     async def connect(self, *, writable: bool) -> Connection: ...

@@ -79,6 +79,7 @@ class MysqlEngine:
 
     dialect = MYSQL
     begin = compile_statement("mysql", "START TRANSACTION")
+    begins_late = True
     # The second line is what MySQL commits for silently, before and after.
     refused_inside = frozenset(
         {"BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "XA", "LOCK", "UNLOCK"}
@@ -238,11 +239,25 @@ class MysqlConnection:
         return bool(self._wire.status & IN_TRANSACTION)
 
     async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
-        if self._wire.status & NO_BACKSLASH_ESCAPES:
-            self._wire.abort()
-            raise StatementFailed(reason="the session was set to NO_BACKSLASH_ESCAPES", statement=statement.text[:200])
-        sql = statement.text % tuple([literal(value) for value in args])
-        return await self._send(sql.encode(), statement, args, self._timeout_s)
+        return await self._send(self._written(statement, args), statement, args, self._timeout_s)
+
+    async def execute_all(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
+        # A comment at the end of one must not swallow the semicolon.
+        texts = b"\n;".join([self._written(statement, args) for statement, args in statements])
+        began_s = self._now_s()
+        try:
+            answers = await self._wire.ask_all(texts, self._shapes, self._timeout_s)
+        except MySQLError as error:
+            raise self._refused(error, statements[0][0]) from error
+        except BaseException as stop:
+            statement, args = statements[0]
+            self._give_up(stop, statement, args, began_s)
+            raise
+        self._telemetry.done_all(statements, answers.results, [began_s, *answers.ended_s])
+        if answers.error is not None:
+            failed = statements[min(len(answers.results), len(statements) - 1)][0]
+            raise self._refused(answers.error, failed) from answers.error
+        return answers.results
 
     async def script(self, text: str) -> Result:
         return await self._send(text.encode(), Statement(text, 0, ""), (), None)
@@ -264,32 +279,46 @@ class MysqlConnection:
             self._wire.abort()
             self._login.close()
 
+    def _written(self, statement: Statement, args: Sequence[Value]) -> bytes:
+        if self._wire.status & NO_BACKSLASH_ESCAPES:
+            self._wire.abort()
+            raise StatementFailed(reason="the session was set to NO_BACKSLASH_ESCAPES", statement=statement.text[:200])
+        return (statement.text % tuple([literal(value) for value in args])).encode()
+
     async def _send(self, sql: bytes, statement: Statement, args: Sequence[Value], timeout_s: float | None) -> Result:
         began_s = self._now_s()
         try:
             result = await self._wire.ask(QUERY + sql, statement.text, self._shapes, timeout_s)
         except MySQLError as error:
-            self._telemetry.failed()
-            number, message = _number(error), _message(error)
-            error.args = (number, without_values(number, message))
-            mapped = from_mysql(number, message, statement.text)
-            if isinstance(mapped, ConnectionLost):
-                self._wire.abort()
-            raise mapped from error
+            raise self._refused(error, statement) from error
         except BaseException as stop:
-            # Cancelled, out of time, or an answer nobody can read. Either way we do not know what the server is
-            # doing, so this connection is done for, and the server is told.
-            self._wire.abort()
-            self._kill()
-            self._telemetry.given_up(statement, args, self._now_s() - began_s)
-            if isinstance(stop, TimeoutError):
-                raise QueryTimeout() from None
-            if isinstance(stop, Exception):
-                stop.args = ()  # What could not be read stands in it.
-                raise ConnectionLost() from stop
+            self._give_up(stop, statement, args, began_s)
             raise
         self._telemetry.done(statement, args, self._now_s() - began_s, result)
         return result
+
+    def _refused(self, error: MySQLError, statement: Statement) -> DbError:
+        self._telemetry.failed()
+        number, message = _number(error), _message(error)
+        error.args = (number, without_values(number, message))
+        mapped = from_mysql(number, message, statement.text)
+        if isinstance(mapped, ConnectionLost):
+            self._wire.abort()
+        return mapped
+
+    def _give_up(self, stop: BaseException, statement: Statement, args: Sequence[Value], began_s: float) -> None:
+        """Cancelled, out of time, or an answer nobody can read.
+
+        Either way we do not know what the server is doing, so this connection is done for, and the server is told.
+        """
+        self._wire.abort()
+        self._kill()
+        self._telemetry.given_up(statement, args, self._now_s() - began_s)
+        if isinstance(stop, TimeoutError):
+            raise QueryTimeout() from None
+        if isinstance(stop, Exception):
+            stop.args = ()  # What could not be read stands in it.
+            raise ConnectionLost() from stop
 
 
 def _tls_context(ca_file: str) -> ssl.SSLContext:

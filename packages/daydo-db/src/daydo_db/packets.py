@@ -27,6 +27,7 @@ from .tx import Result
 
 IN_TRANSACTION, AUTOCOMMIT, MORE_RESULTS, NO_BACKSLASH_ESCAPES = 0x0001, 0x0002, 0x0008, 0x0200
 QUIT, QUERY, PING = b"\x01", b"\x03", b"\x0e"
+_SEVERAL_ON, _SEVERAL_OFF = b"\x1b\x00\x00", b"\x1b\x01\x00"
 
 _LARGEST = 0xFFFFFF
 _NULL, _EOF, _ERROR = 0xFB, 0xFE, 0xFF
@@ -70,8 +71,8 @@ class Shapes:
 class Answer:
     """The answer to one command, decoded piece by piece; ``number`` is the sequence number it begins with.
 
-    ``result`` is the first result (a procedure may give several), ``status`` the server's after the last;
-    ``excess``: something came behind it that belongs to no answer.
+    ``results``: a procedure and a text of several statements give more than one; ``status`` is the server's after the
+    last; ``rest`` is what came behind it.
     """
 
     __slots__ = (
@@ -89,8 +90,8 @@ class Answer:
         "_to_come",
         "done",
         "error",
-        "excess",
-        "result",
+        "rest",
+        "results",
         "status",
     )
 
@@ -101,11 +102,11 @@ class Answer:
         self._parts: list[bytes] = []
         self._read = self._read_head
         self._head: list[bytes] = []
-        self.result: Result | None = None
+        self.results: list[Result] = []
         self.error: MySQLError | None = None
         self.status = 0
         self.done = False
-        self.excess = False
+        self.rest = b""
 
     def feed(self, data: bytes) -> bool:
         """Take what has come; True once the answer is complete.
@@ -135,7 +136,7 @@ class Answer:
         else:
             stop = at + 4
         if self.done:
-            self.excess = at != end
+            self.rest = data[at:]
         elif at != end:
             self._pieces, self._missing = [data[at:]], stop - end
         return self.done
@@ -168,6 +169,8 @@ class Answer:
                 self._fail(packet)
             case 0xFB:  # LOCAL INFILE
                 raise InternalError(_LOST, "the server asks for a file of ours")
+            case 0xFE if len(packet) < 9:  # EOF, which answers an option
+                self._end(Result(), packet[3:5])
             case _:  # the number of columns
                 self._to_come, _ = _integer(packet, 0)
                 self._head = [packet]
@@ -185,7 +188,7 @@ class Answer:
         self._remember()
 
     def _remember(self) -> None:
-        if self.result is None and len(self._head) == self._number - 1:
+        if not self.results and len(self._head) == self._number - 1:
             block = b"".join(
                 len(packet).to_bytes(3, "little") + bytes((number,)) + packet
                 for number, packet in enumerate(self._head, 1)
@@ -229,8 +232,7 @@ class Answer:
         self._rows.append(tuple(row))
 
     def _end(self, result: Result, status: bytes) -> None:
-        if self.result is None:
-            self.result = result
+        self.results.append(result)
         self.status = int.from_bytes(status, "little")
         self.done = not self.status & MORE_RESULTS
         self._read = self._read_head
@@ -245,6 +247,44 @@ class Answer:
         self.done = True
 
 
+class Answers:
+    """The answer to several statements in one text, and to the two commands around it that allow and forbid that.
+
+    ``ended_s`` is when each result was there, on the clock ``now_s``. The rest as of an :class:`Answer`; ``error`` is
+    that of the first statement that failed, after which the server has carried out no other.
+    """
+
+    def __init__(self, shapes: Shapes, now_s: Callable[[], float], number: int = 1) -> None:
+        self._now_s = now_s
+        self._allowed, self._answer, self._forbidden = Answer("", shapes), Answer("", shapes, number), Answer("", shapes)
+        self._to_come = [self._forbidden, self._answer, self._allowed]
+        self.ended_s: list[float] = []
+        self.rest = b""
+
+    @property
+    def results(self) -> list[Result]:
+        return self._answer.results
+
+    @property
+    def error(self) -> MySQLError | None:
+        return self._allowed.error or self._answer.error or self._forbidden.error
+
+    @property
+    def status(self) -> int:
+        return self._forbidden.status
+
+    def feed(self, data: bytes) -> bool:
+        """As :meth:`Answer.feed`."""
+        while self._to_come and data:
+            answer = self._to_come[-1]
+            if answer.feed(data):
+                self._to_come.pop()
+            data = answer.rest
+            self.ended_s += [self._now_s()] * (len(self.results) - len(self.ended_s))
+        self.rest = data
+        return not self._to_come
+
+
 class Wire(asyncio.BufferedProtocol):
     """A connection after its login: one command at a time, one answer to each.
 
@@ -257,7 +297,7 @@ class Wire(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._buffer = memoryview(bytearray(_CHUNK))
-        self._answer: Answer | None = None
+        self._answer: Answer | Answers | None = None
         self._answered: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_s = 0.0
@@ -275,25 +315,45 @@ class Wire(asyncio.BufferedProtocol):
             MySQLError: the server said no (its number and message), or went away (2013).
             TimeoutError: no complete answer within ``timeout_s``; None is no limit.
         """
+        self._require_idle()
+        packets, number = _framed(command)
+        answer = Answer(text, shapes, number)
+        await self._exchange(packets, answer, timeout_s)
+        if answer.error is not None:
+            raise answer.error
+        return answer.results[0]
+
+    async def ask_all(self, texts: bytes, shapes: Shapes, timeout_s: float | None) -> Answers:
+        """Send several statements, joined by semicolons, in one packet; the first that fails is the last.
+
+        A server takes several in one text only while it is told to, which is here. Errors as in :meth:`ask`, but the
+        server's own about a statement, which is in the answer.
+        """
+        self._require_idle()
+        query, number = _framed(QUERY + texts)
+        answer = Answers(shapes, self._loop.time, number)
+        await self._exchange(_framed(_SEVERAL_ON)[0] + query + _framed(_SEVERAL_OFF)[0], answer, timeout_s)
+        return answer
+
+    def _require_idle(self) -> None:
         if self.lost or self._answer is not None:
             raise OperationalError(_LOST, "the connection is lost")
+
+    async def _exchange(self, packets: bytes, answer: Answer | Answers, timeout_s: float | None) -> None:
         self._answered = answered = self._loop.create_future()
-        self._answer = answer = Answer(text, shapes, self._send(command))
+        self._answer = answer
+        self._transport.write(packets)
         self._limit(timeout_s)
         try:
             await answered
         finally:
             self._answered = None
-        if answer.error is not None:
-            raise answer.error
-        assert answer.result is not None  # noqa: S101 - for the type checker
-        return answer.result
 
     async def quit(self) -> None:
         """Say goodbye and wait until the connection is closed."""
         if not self.lost:
             self.lost = True
-            self._send(QUIT)
+            self._transport.write(_framed(QUIT)[0])
         self._transport.close()
         await self._gone.wait()
 
@@ -317,9 +377,9 @@ class Wire(asyncio.BufferedProtocol):
             self.abort()
             self._settle(error)
             return
-        if answer.error is None:
+        if answer.status:  # An error alone does not tell it.
             self.status = answer.status
-        if answer.excess:
+        if answer.rest:
             self.abort()
         self._settle(None)
 
@@ -342,19 +402,6 @@ class Wire(asyncio.BufferedProtocol):
         else:
             self._answered.set_exception(error)
 
-    def _send(self, command: bytes) -> int:
-        """Send it in one packet, or in as many as it needs; the number of packets."""
-        if len(command) < _LARGEST:
-            self._transport.write(len(command).to_bytes(4, "little") + command)
-            return 1
-        number = 0
-        # One byte more, so that a multiple of the largest size ends with an empty packet.
-        for start in range(0, len(command) + 1, _LARGEST):
-            part = command[start : start + _LARGEST]
-            self._transport.write(len(part).to_bytes(3, "little") + bytes((number & 0xFF,)) + part)
-            number += 1
-        return number & 0xFF
-
     def _limit(self, timeout_s: float | None) -> None:
         # One timer that finds out when it fires whether it still matters: most statements are done long before.
         self._deadline_s = -math.inf if timeout_s is None else self._loop.time() + timeout_s
@@ -372,6 +419,19 @@ class Wire(asyncio.BufferedProtocol):
             self._timer = self._loop.call_at(self._deadline_s, self._expire)
         else:
             self._settle(TimeoutError())
+
+
+def _framed(command: bytes) -> tuple[bytes, int]:
+    """The packet, or as many as it needs, and the sequence number of the answer."""
+    if len(command) < _LARGEST:
+        return len(command).to_bytes(4, "little") + command, 1
+    packets, number = [], 0
+    # One byte more, so that a multiple of the largest size ends with an empty packet.
+    for start in range(0, len(command) + 1, _LARGEST):
+        part = command[start : start + _LARGEST]
+        packets += [len(part).to_bytes(3, "little"), bytes((number & 0xFF,)), part]
+        number += 1
+    return b"".join(packets), number & 0xFF
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:

@@ -44,7 +44,19 @@ from .errors import (
 )
 from .mapping import from_mysql, from_sqlite, without_values
 from .sqlite import SqliteEngine
-from .tx import _TOKENS, MYSQL, SQLITE, Dialect, DialectName, Result, Tx, Value, check_arguments, compile_statement
+from .tx import (
+    _TOKENS,
+    MYSQL,
+    SQLITE,
+    Dialect,
+    DialectName,
+    Result,
+    Tx,
+    Value,
+    check_arguments,
+    compile_statement,
+    require_single,
+)
 
 log = logging.getLogger("daydo")
 
@@ -140,6 +152,12 @@ class EnlistedTransaction:
             raise StatementFailed(reason="several statements in one text", statement=statement.text[:200])
         args = check_arguments(statement, args)
         return await self._run(statement.text, args)
+
+    async def execute_all(self, statements: Sequence[tuple[str, Sequence[Value]]]) -> list[Result]:
+        """As :meth:`daydo_db.Tx.execute_all`, one after the other: the session's driver knows no other way."""
+        for sql, _ in statements:
+            require_single(self._dialect.name, compile_statement(self._dialect.name, sql))
+        return [await self.execute(sql, args) for sql, args in statements]
 
     def after_commit(self, fn: Callable[[], None]) -> None:
         """As :meth:`daydo_db.Tx.after_commit`; called once the session has committed and let its connection go.

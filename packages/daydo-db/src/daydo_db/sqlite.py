@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import aiosqlite
 
@@ -30,6 +29,7 @@ class SqliteEngine:
 
     dialect = SQLITE
     begin = compile_statement("sqlite", "BEGIN IMMEDIATE")
+    begins_late = False
     refused_inside = frozenset({"BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "VACUUM"})
 
     version = f"SQLite {sqlite3.sqlite_version}"
@@ -96,10 +96,13 @@ class SqliteConnection:
             await self.script("PRAGMA query_only=ON")
 
     async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
-        return await self._run(statement, args, self._timeout_s)
+        return (await self._run([(statement, args)], self._timeout_s))[0]
+
+    async def execute_all(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
+        return await self._run(statements, self._timeout_s)
 
     async def script(self, text: str) -> Result:
-        return await self._run(Statement(text, 0, ""), (), None)
+        return (await self._run([(Statement(text, 0, ""), ())], None))[0]
 
     async def ping(self) -> bool:
         return self.usable
@@ -116,35 +119,44 @@ class SqliteConnection:
         except (sqlite3.Error, ValueError, TimeoutError):
             return  # It is broken already; its thread ends with its last statement.
 
-    async def _run(self, statement: Statement, args: Sequence[Value], timeout_s: float | None) -> Result:
+    async def _run(
+        self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None
+    ) -> list[Result]:
         if not self.usable:
             raise ConnectionLost()
         driver, given_up, inside = self._driver._conn, False, self.in_transaction
-        began_s = time.perf_counter()
+        results: list[Result] = []
+        ended_s = [time.perf_counter()]
 
-        def work() -> Result:
-            return Result() if given_up else _fetch(statement, driver.execute(statement.text, args))
+        def work() -> None:
+            for statement, args in statements:
+                if given_up:
+                    return
+                results.append(_fetch(statement, driver.execute(statement.text, args)))
+                ended_s.append(time.perf_counter())
 
         try:
             async with asyncio.timeout(timeout_s):
                 # The one private name used here: the public calls would visit the thread once per row set,
                 # column list and count.
-                result = cast("Result", await self._driver._execute(work))  # type: ignore[no-untyped-call]
+                await self._driver._execute(work)  # type: ignore[no-untyped-call]
         except (TimeoutError, asyncio.CancelledError) as stop:
             given_up = True
             driver.interrupt()
             # An interrupt does not end SQLite's wait for a lock: a BEGIN may still succeed when nobody knows any
             # more. Inside a transaction the ROLLBACK to come waits for the statement.
             self._abandoned = not inside
-            self._telemetry.given_up(statement, args, time.perf_counter() - began_s)
+            statement, args = statements[min(len(results), len(statements) - 1)]
+            self._telemetry.given_up(statement, args, time.perf_counter() - ended_s[-1])
             if isinstance(stop, TimeoutError):
                 raise QueryTimeout() from None
             raise
         except sqlite3.Error as error:
             self._telemetry.failed()
-            raise from_sqlite(error, statement.text) from error
-        self._telemetry.done(statement, args, time.perf_counter() - began_s, result)
-        return result
+            raise from_sqlite(error, statements[len(results)][0].text) from error
+        finally:
+            self._telemetry.done_all(statements, results, ended_s)
+        return results
 
 
 def _fetch(statement: Statement, cursor: sqlite3.Cursor) -> Result:

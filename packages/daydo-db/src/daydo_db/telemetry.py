@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 from daydo_kernel import Metrics
@@ -50,6 +51,16 @@ class Telemetry:
         self._seconds.observe(seconds)
         if seconds >= self._least_s:
             self._tell(Sent(statement, args, seconds, result))
+
+    def done_all(
+        self,
+        statements: Sequence[tuple[Statement, Sequence[Value]]],
+        results: Sequence[Result],
+        ended_s: Sequence[float],
+    ) -> None:
+        """Those that have a result; ``ended_s`` is when they were sent, then when each was done."""
+        for (statement, args), result, (began_s, end_s) in zip(statements, results, pairwise(ended_s), strict=False):
+            self.done(statement, args, end_s - began_s, result)
 
     def failed(self) -> None:
         self._failed.inc()

@@ -27,7 +27,16 @@ from .errors import (
     TransactionAborted,
 )
 from .mapping import was_refused
-from .tx import Dialect, Result, Value, check_arguments, compile_statement, require_passing
+from .tx import (
+    Dialect,
+    Result,
+    Statement,
+    Value,
+    check_arguments,
+    compile_statement,
+    require_passing,
+    require_single,
+)
 
 log = logging.getLogger("daydo")
 
@@ -52,6 +61,7 @@ class Transaction:
         self._turn = asyncio.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._dead: BaseException | None = None
+        self._begun = False
         self._ended = False
         self._savepoints = 0
         self.outcome = "rolled_back"
@@ -68,6 +78,28 @@ class Transaction:
             StatementFailed: the statement commits silently (DDL on MySQL) or is itself BEGIN, COMMIT, …, or it would
                 change the connection for whoever has it next.
         """
+        statement = self._checked(sql, args)
+        async with self._turn:
+            self._require_alive()
+            await self._begin_now()
+            [result] = await self._run([statement])
+            return result
+
+    async def execute_all(self, statements: Sequence[tuple[str, Sequence[Value]]]) -> list[Result]:
+        """As :meth:`Tx.execute_all`; it refuses what :meth:`execute` refuses."""
+        checked = [self._checked(sql, args) for sql, args in statements]
+        for statement, _ in checked:
+            require_single(self.dialect.name, statement)
+        async with self._turn:
+            self._require_alive()
+            if not checked:
+                return []
+            if self._begun:
+                return await self._run(checked)
+            self._begun = True
+            return (await self._run([(self._engine.begin, ()), *checked]))[1:]
+
+    def _checked(self, sql: str, args: Sequence[Value]) -> tuple[Statement, Sequence[Value]]:
         statement = compile_statement(self.dialect.name, sql)
         if statement.verb in self._engine.refused_inside:
             raise StatementFailed(
@@ -75,20 +107,23 @@ class Transaction:
                 statement=statement.text[:200],
             )
         require_passing(statement)
-        args = check_arguments(statement, args)
-        async with self._turn:
+        return statement, check_arguments(statement, args)
+
+    async def _run(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
+        try:
+            if len(statements) == 1:
+                results = [await self._connection.execute(*statements[0])]
+            else:
+                results = await self._connection.execute_all(statements)
+        except BaseException as error:
+            # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (an I/O error).
+            if isinstance(error, _DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
+                self._die(error)
+            raise
+        if not self._connection.in_transaction:
+            self._die(StatementFailed(reason="it committed silently", statement=statements[-1][0].text[:200]))
             self._require_alive()
-            try:
-                result = await self._connection.execute(statement, args)
-            except BaseException as error:
-                # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (an I/O error).
-                if isinstance(error, _DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
-                    self._die(error)
-                raise
-            if not self._connection.in_transaction:
-                self._die(StatementFailed(reason="it committed silently", statement=statement.text[:200]))
-                self._require_alive()
-            return result
+        return results
 
     def after_commit(self, fn: Callable[[], None]) -> None:
         """As :meth:`Tx.after_commit`.
@@ -118,7 +153,14 @@ class Transaction:
         await self._control(f"RELEASE SAVEPOINT {name}")
 
     async def begin(self) -> None:
-        await self._connection.execute(self._engine.begin)
+        """BEGIN; where that takes no lock it goes with the first statement."""
+        if not self._engine.begins_late:
+            await self._begin_now()
+
+    async def _begin_now(self) -> None:
+        if not self._begun:
+            self._begun = True
+            await self._run([(self._engine.begin, ())])
 
     async def commit(self) -> None:
         """COMMIT.
@@ -134,6 +176,9 @@ class Transaction:
             if not self._connection.usable:
                 self.outcome = "aborted"
                 raise ConnectionLost()
+            if not self._begun:
+                self.outcome = "committed"
+                return
             try:
                 await self._connection.execute(compile_statement(self.dialect.name, "COMMIT"))
             except (ConnectionLost, QueryTimeout) as error:
@@ -166,6 +211,7 @@ class Transaction:
         async with self._turn:
             self._require_alive()
             try:
+                await self._begin_now()
                 await self._connection.execute(compile_statement(self.dialect.name, sql))
             except BaseException as error:
                 self._die(error)

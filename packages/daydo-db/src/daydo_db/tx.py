@@ -94,6 +94,18 @@ class Tx(Protocol):
         """
         ...
 
+    async def execute_all(self, statements: Sequence[tuple[str, Sequence[Value]]]) -> list[Result]:
+        """Run several statements in order, on our own connections in one round trip.
+
+        The first that fails ends it: its error is raised, those behind it are not run, those before it stay done.
+        They have ``statement_timeout_s`` together.
+
+        Raises:
+            StatementFailed: besides the usual, a ``;`` in the text of one, or a CALL, whose results cannot be counted.
+            DbError, TypeError, ValueError: as :meth:`execute`.
+        """
+        ...
+
     def after_commit(self, fn: Callable[[], None]) -> None:
         """Call ``fn`` once the transaction has been committed.
 
@@ -207,6 +219,17 @@ def require_passing(statement: Statement) -> None:
     if statement.lasts:
         instead = _INSTEAD.get(statement.verb, "open a connection of your own for it")
         reason = f"{statement.verb} would change the connection for whoever has it next; {instead}"
+        raise StatementFailed(reason=reason, statement=statement.text[:200])
+
+
+def require_single(dialect: DialectName, statement: Statement) -> None:
+    """Refuse what would not give exactly one result among those of others.
+
+    Raises:
+        StatementFailed: it is several statements, or a CALL.
+    """
+    if statement.verb == "CALL" or (";" in statement.text and ";" in _TOKENS[dialect].sub(" ", statement.text)):
+        reason = "run together, each must be one statement: no semicolon and no CALL"
         raise StatementFailed(reason=reason, statement=statement.text[:200])
 
 

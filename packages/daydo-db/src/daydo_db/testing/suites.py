@@ -65,6 +65,47 @@ class TxConformance:
             await tx.execute("INSERT INTO suite_row (name, n, note) VALUES ('a', ?, ?)", (n, note))
             assert (await tx.execute("SELECT n, note FROM suite_row WHERE name = ?", ("a",))).rows == [(n, note)]
 
+    async def test_several_statements_at_once(self, observer: Database, open_tx: OpenTx) -> None:
+        """They run in order, each with its own result, as the first of a transaction and later in it."""
+        add = "INSERT INTO suite_row (name, note, n) VALUES (?, ?, ?)"
+        odd = "a;'\\\"%s -- \n"
+        async with open_tx() as tx:
+            for turn in range(2):
+                results = await tx.execute_all(
+                    [
+                        (add, (f"a{turn}", odd, turn)),
+                        ("SELECT n, note FROM suite_row WHERE name = ? -- and no more", (f"a{turn}",)),
+                        ("UPDATE suite_row SET n = n + ?", (10,)),
+                        ("SELECT name, n FROM suite_row ORDER BY name", ()),
+                    ]
+                )
+                assert results[1].rows == [(turn, odd)]
+                assert results[1].columns == ("n", "note")
+                assert [result.rowcount for result in results] == [1, 1, turn + 1, turn + 1]
+            assert results[3].rows == [("a0", 20), ("a1", 11)]
+            assert await tx.execute_all([]) == []
+            assert await _names(observer) == []
+        assert await _names(observer) == ["a0", "a1"]
+
+    async def test_the_first_of_several_that_fails_ends_it(self, observer: Database, open_tx: OpenTx) -> None:
+        """What stood before it is done, what stands behind it is not run, and the transaction goes on."""
+        add = "INSERT INTO suite_row (name) VALUES (?)"
+        async with open_tx() as tx:
+            with pytest.raises(errors.UniqueViolation):
+                await tx.execute_all([(add, ("a",)), (add, ("a",)), (add, ("b",))])
+            assert [row[0] for row in (await tx.execute("SELECT name FROM suite_row")).rows] == ["a"]
+            await _add(tx, "c")
+        assert await _names(observer) == ["a", "c"]
+
+    @pytest.mark.parametrize("sql", ["SELECT 1; DELETE FROM suite_row", "CALL anything()", "SELECT 1;"])
+    async def test_each_of_several_is_one_statement(self, observer: Database, open_tx: OpenTx, sql: str) -> None:
+        """Else results and statements could not be told apart. Nothing is run then."""
+        async with open_tx() as tx:
+            await _add(tx, "a")
+            with pytest.raises(errors.StatementFailed):
+                await tx.execute_all([("DELETE FROM suite_row", ()), (sql, ())])
+        assert await _names(observer) == ["a"]
+
     async def test_every_byte_survives(self, open_tx: OpenTx) -> None:
         """Bytes go in and come out unchanged, those that end a literal included."""
         raw = bytes(range(256)) + b"\\'\"; DROP TABLE suite_row; -- "
