@@ -16,12 +16,14 @@ from msgspec.structs import asdict
 
 from daydo_db import Database, Tx, UniqueViolation, Value, now_sql
 from daydo_db.paging import check_limit
-from daydo_kernel import Clock, Config, Event, EventSink, Health, Metrics, NoEvents, Page, Part, new_id
+from daydo_kernel import Clock, Config, Event, EventSink, Health, NoEvents, Page, Part, new_id
 
 from . import arguments
 from .audit import Auditor
 from .batcher import Batcher, Bounds, Written
-from .errors import HoldCancelled, HoldConfirmed, HoldExpired, InsufficientQuota, QuotaError
+from .counts import Counts
+from .enlisted import EnlistedStore
+from .errors import HoldCancelled, HoldConfirmed, HoldExpired, QuotaError
 from .history import History
 from .model import AccountBalance, AccountLike, Audit, Balance, Entry, Grant, Hold, Policy
 from .planner import (
@@ -43,13 +45,13 @@ from .planner import (
     balance_of,
     plan,
 )
-from .store import Store, marks, read_unlocked
+from .store import Known, Store, marks, read_unlocked
+from .upkeep import Upkeep
 
 log = logging.getLogger("daydo.quota")
 
 _MAX_UNITS_OF_A_SUBJECT = 100
 _EVENTS = {"hold_expired": "expired", "grant_expired": "expired"}
-_SETTLEMENTS = {"confirmed": "confirmed", "cancelled": "cancelled", "hold_expired": "expired"}
 
 
 class LedgerConfig(Config, frozen=True, kw_only=True):
@@ -67,6 +69,7 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
         busy_timeout_s: a call waits this long for an account that another transaction has, then :class:`AccountBusy`;
             the database's ``lock_timeout_s`` where that is shorter.
         busy_accounts: accounts that are waited for at a time, each with a connection; more of them wait their turn.
+        known_accounts: accounts whose ids are remembered, so that a batch need not look them up.
         sweep_interval_s: pause between two looks for overdue accounts; 0 turns the sweeper off (nothing becomes
             wrong, history and events of idle accounts come later).
         sweep_accounts: accounts looked up at a time.
@@ -85,6 +88,7 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
     flushers: Annotated[int, Meta(ge=1, le=64)] = 1
     busy_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 2.0
     busy_accounts: Annotated[int, Meta(ge=1, le=1_000)] = 8
+    known_accounts: Annotated[int, Meta(ge=0, le=10_000_000)] = 50_000
     sweep_interval_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     sweep_accounts: Annotated[int, Meta(ge=1, le=10_000)] = 100
     sweep_holds: Annotated[int, Meta(ge=1, le=10_000)] = 500
@@ -156,8 +160,11 @@ class Ledger(Part):
         self._open_blocks = 0
         self._no_blocks = asyncio.Event()
         self._history = History(db)
+        self._known = Known(config.known_accounts)
         self._batcher = self._new_batcher()
-        self._metrics()
+        self._counts = Counts()
+        self.metrics = self._counts.metrics
+        self._upkeep = Upkeep(db, config, clock, self._make_so, self._counts)
 
     async def grant(
         self,
@@ -498,7 +505,7 @@ class Ledger(Part):
         Any number of processes may sweep at once; each passes over accounts that another one has.
         """
         self._require_started()
-        return await self._sweep()
+        return await self._upkeep.sweep()
 
     async def audit(self, tenant: str | None = None) -> Audit:
         """Recompute the books of ``tenant`` (None: of all) from their rows and entries; changes and locks nothing.
@@ -516,7 +523,7 @@ class Ledger(Part):
             return Health(status="down")
         try:
             async with asyncio.timeout(self.config.health_timeout_s):
-                lag_s = await self._expiry_lag_s()
+                lag_s = await self._upkeep.expiry_lag_s()
         except Exception as error:
             return Health(status="down", detail={"error": type(error).__name__})
         late = self.config.sweep_interval_s > 0 and lag_s > 3 * self.config.sweep_interval_s
@@ -533,7 +540,7 @@ class Ledger(Part):
         await self.db.require_schema("daydo_quota")
         if self.config.sweep_interval_s > 0:
             # Jitter: processes that were started together should not look together.
-            self._repeat(self.config.sweep_interval_s * random.uniform(0.8, 1.2), self._sweep_all, "sweeper")  # noqa: S311
+            self._repeat(self.config.sweep_interval_s * random.uniform(0.8, 1.2), self._upkeep.sweep_all, "sweeper")  # noqa: S311
 
     async def _drain(self) -> None:
         await self._no_blocks.wait()
@@ -561,11 +568,6 @@ class Ledger(Part):
         self._open_blocks -= 1
         if not self._open_blocks:
             self._no_blocks.set()
-
-    async def _sweep_all(self) -> None:
-        while await self._sweep() == self.config.sweep_accounts:
-            pass
-        self._expiry_lag.set(await self._expiry_lag_s())
 
     # One operation
 
@@ -597,38 +599,37 @@ class Ledger(Part):
         try:
             outcome = await (self._batcher.ask(op) if tx is None else self._apply(op, tx))
         finally:
-            self._seconds[type(op)].observe(time.perf_counter() - started)
+            self._counts.answered(op, time.perf_counter() - started)
         if isinstance(outcome, QuotaError):
-            self._refused(op, outcome)
+            self._counts.refused(op, outcome)
             raise outcome
         return outcome
 
     async def _apply(self, op: Op, tx: Tx) -> Any:
         """In the caller's transaction: a batch of one."""
-        store = Store(tx, self.clock, enlisted=True)
-        decided = plan([op], *await store.read([op]))
+        store = EnlistedStore(tx, self.clock)
+        decided = plan([op], *await store.read_enlisted(op))
         if isinstance(decided.outcomes[0], QuotaError) and tx.dialect.for_update:
             # The snapshot may be older than what this call repeats; then it must not be refused for want of it.
-            decided = plan([op], *await store.read([op], sure=True))
+            decided = plan([op], *await store.read_enlisted(op, sure=True))
         try:
-            await store.insert_keys(decided)
+            await store.claim(decided)
         except UniqueViolation:
-            decided = plan([op], *await store.read([op], sure=True))
-            await store.insert_keys(decided)
+            decided = plan([op], *await store.read_enlisted(op, sure=True))
+            await store.claim(decided)
         await self._make_so([op], decided, store)
         return decided.outcomes[0]
 
     async def _write(self, ops: Sequence[Op], tx: Tx, wait_s: float | None) -> Written:
         """In a transaction of the batcher's; as its ``Write``."""
-        store = Store(tx, self.clock, enlisted=False)
+        store = Store(tx, self.clock)
         if wait_s == 0:
-            state, now_us, held, missing = await store.read_free(ops)
+            state, now_us, held, missing = await store.read_free(ops, self._known)
         else:
-            state, now_us, held, missing = *await store.read(ops, wait_s=wait_s), set(), set()
+            state, now_us, held, missing = *await store.read(ops, wait_s), set(), set()
         left_out = held | missing
         ready = [op for op in ops if not left_out or left_out.isdisjoint(accounts_of(op))]
         decided = plan(ready, state, now_us)
-        await store.insert_keys(decided)
         await self._make_so(ready, decided, store)
         outcomes = iter(decided.outcomes)
         return Written([next(outcomes) if left_out.isdisjoint(accounts_of(op)) else None for op in ops], held, missing)
@@ -639,7 +640,7 @@ class Ledger(Part):
         if not isinstance(self.events, NoEvents):
             for entry in decided.entries:
                 await self.events.emit(_event(accounts[entry.account_id], entry), tx=store.tx)
-        store.tx.after_commit(partial(self._count, ops, decided, accounts))
+        store.tx.after_commit(partial(self._counts.committed, ops, decided, accounts))
 
     async def _to_the_end(self, op: Confirm | Cancel) -> None:
         """Settle although our task is cancelled; the cancellation goes on afterwards."""
@@ -701,138 +702,9 @@ class Ledger(Part):
             known |= {row.id: balance_of(row) for row, _ in rows}
         return list(known.values())
 
-    async def _sweep(self) -> int:
-        started = time.perf_counter()
-        due = await self.db.query(
-            f"SELECT id FROM daydo_quota_account WHERE next_due_at_us <= {self._now} ORDER BY next_due_at_us LIMIT ?",  # noqa: S608
-            (self.config.sweep_accounts,),
-        )
-        reached = [await self._catch_up(account_id) for (account_id,) in due.rows]
-        self._sweep_seconds.observe(time.perf_counter() - started)
-        return sum(reached)
-
-    async def _catch_up(self, account_id: int) -> bool:
-        try:
-            return await self.db.run(partial(self._catch_up_in, account_id), retries=self.config.retries)
-        except Exception as error:
-            if getattr(error, "retryable", False):
-                raise
-            # One account whose books are broken must not keep the others waiting.
-            log.exception("account %s could not be brought up to date", account_id)
-            return False
-
-    async def _catch_up_in(self, account_id: int, tx: Tx) -> bool:
-        store = Store(tx, self.clock, enlisted=False)
-        state, now_us = await store.read_due(account_id, self.config.sweep_holds)
-        ops = [CatchUp(account=key) for key in state.accounts]
-        await self._make_so(ops, plan(ops, state, now_us), store)
-        return bool(state.accounts)
-
-    async def _expiry_lag_s(self) -> float:
-        result = await self.db.query(f"SELECT {self._now}, MIN(next_due_at_us) FROM daydo_quota_account")  # noqa: S608
-        [(now_us, first_us)] = result.rows
-        return max(0, int(now_us) - int(first_us)) / 1_000_000 if first_us is not None else 0.0
-
     @property
     def _now(self) -> str:
         return now_sql(self.db.dialect, self.clock)
-
-    # Counting
-
-    def _metrics(self) -> None:
-        self.metrics = Metrics("daydo_quota")
-        grants = self.metrics.counter("grants_total", "Grants asked for.", ("outcome",))
-        holds = self.metrics.counter("holds_total", "Holds asked for.", ("outcome",))
-        settlements = self.metrics.counter("settlements_total", "Holds ended, or asked to.", ("outcome",))
-        self._grants = {name: grants.cell(name) for name in ("granted", "replayed", "refused")}
-        self._holds = {name: holds.cell(name) for name in ("held", "replayed", "insufficient", "refused")}
-        outcomes = ("confirmed", "cancelled", "expired", "tombstone", "replayed", "refused")
-        self._settlements = {name: settlements.cell(name) for name in outcomes}
-        self._captures = self._amendments("captures_total", "Captures asked for.", "captured")
-        self._extensions = self._amendments("extensions_total", "Longer time-outs asked for.", "extended")
-        self._refunds = self._amendments("refunds_total", "Refunds asked for.", "refunded")
-        self._units = {
-            name: self.metrics.counter(f"{name}_units_total", f"Units {name}.", ("unit",), max_cells=100)
-            for name in ("granted", "held", "spent", "returned", "refunded", "expired")
-        }
-        seconds = self.metrics.histogram("operation_seconds", "From call to answer.", ("operation",))
-        operations: dict[type[Op], str] = {
-            GrantUnits: "grant",
-            Reserve: "reserve",
-            ReserveAll: "reserve_all",
-            Capture: "capture",
-            Confirm: "confirm",
-            Cancel: "cancel",
-            Extend: "extend",
-            Refund: "refund",
-            CatchUp: "catch_up",
-        }
-        self._seconds = {kind: seconds.cell(name) for kind, name in operations.items()}
-        self._sweep_seconds = seconds.cell("sweep")
-        self._expiry_lag = self.metrics.gauge(
-            "expiry_lag_seconds", "How long the most overdue account has waited for the sweeper.", merge="max"
-        ).cell()
-
-    def _amendments(self, name: str, what: str, done: str) -> dict[str, Any]:
-        family = self.metrics.counter(name, what, ("outcome",))
-        return {outcome: family.cell(outcome) for outcome in (done, "replayed", "refused")}
-
-    def _count(self, ops: Sequence[Op], done: Plan, accounts: dict[int, AccountRow]) -> None:
-        for entry in done.entries:
-            self._written(accounts[entry.account_id].unit, entry)
-        for op, outcome in zip(ops, done.outcomes, strict=True):
-            if isinstance(outcome, Grant | Hold | list):
-                self._answered(op, outcome)
-
-    def _answered(self, op: Op, outcome: Grant | Hold | list[Hold]) -> None:
-        if isinstance(outcome, list):
-            # One call: replayed as a whole or not at all.
-            outcome = outcome[0]
-        if not outcome.created:
-            self._asked(op)["replayed"].inc()
-        elif isinstance(op, Extend):
-            self._extensions["extended"].inc()
-        elif isinstance(outcome, Hold) and outcome.phase == "tombstone":
-            self._settlements["tombstone"].inc()
-
-    def _refused(self, op: Op, refusal: QuotaError) -> None:
-        cells = self._asked(op)
-        lacks = isinstance(refusal, InsufficientQuota) and "insufficient" in cells
-        cells["insufficient" if lacks else "refused"].inc()
-
-    def _asked(self, op: Op) -> dict[str, Any]:
-        match op:
-            case GrantUnits():
-                return self._grants
-            case Reserve() | ReserveAll():
-                return self._holds
-            case Capture():
-                return self._captures
-            case Extend():
-                return self._extensions
-            case Refund():
-                return self._refunds
-        return self._settlements
-
-    def _written(self, unit: str, entry: EntryRow) -> None:
-        if entry.kind == "granted":
-            self._grants["granted"].inc()
-            self._units["granted"].cell(unit).inc(entry.amount)
-        elif entry.kind == "held":
-            self._holds["held"].inc()
-            self._units["held"].cell(unit).inc(entry.amount)
-        elif entry.kind == "captured":
-            self._captures["captured"].inc()
-            self._units["spent"].cell(unit).inc(entry.amount)
-        elif entry.kind == "refunded":
-            self._refunds["refunded"].inc()
-            self._units["refunded"].cell(unit).inc(entry.amount)
-        elif entry.kind in _SETTLEMENTS:
-            self._settlements[_SETTLEMENTS[entry.kind]].inc()
-            self._units["spent"].cell(unit).inc(entry.spent_change)
-            # Negative where a confirm took more than it held.
-            self._units["returned"].cell(unit).inc(max(0, entry.available_change))
-        self._units["expired"].cell(unit).inc(entry.expired_change)
 
 
 def _is_due(row: AccountRow, now_us: int) -> bool:

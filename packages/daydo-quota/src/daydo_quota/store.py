@@ -1,28 +1,28 @@
 """The tables under the planner: what a batch must know, read under its accounts' locks, and what it decided, written.
 
-The account row's lock is the only mutex: grants, holds and entries of an account change only under it. In our own
-transaction (READ COMMITTED, or SQLite's one writer) everything after that lock is read plainly. In a caller's
-transaction (``enlisted``) the session may be at REPEATABLE READ with an old snapshot, so everything is read with
-locks. One exception: a locking read of a *missing* key would lock a gap there, and two newcomers would deadlock. So
-keys of rows to be made are looked up plainly first, and where a row is missing only because the snapshot is old, its
-INSERT says so (``UniqueViolation``): then the state is read again, with ``sure=True``.
+The account row's lock is the only mutex: grants, holds and entries of an account change only under it. Everything after
+that lock is read plainly, at READ COMMITTED or as SQLite's one writer. (A caller's own transaction is another matter:
+``enlisted.py``.)
 
-Accounts are always locked in the order of their owners: a batch by one statement along the index on them, a caller's
-transaction one by one. So two that lock several wait for each other in turn and never in a circle.
+A batch is two packets and a COMMIT: the locks and all that is read under them, then all that is written. What a packet
+names must be known before it leaves, so accounts are named by their ids, which are looked up once and remembered.
+
+Whoever waits for several accounts locks them in the order of their owners, so that two wait for each other in turn and
+never in a circle. A batch that waits for nobody (``read_free``) may take them in any order.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from operator import attrgetter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import astuple
 
-from daydo_db import Database, LockTimeout, Result, Tx, Value, now_sql, read_now_us
+from daydo_db import Database, LockTimeout, Result, Tx, Value, now_sql
 from daydo_kernel import Clock
 
 from .planner import (
@@ -52,37 +52,57 @@ from .planner import (
 ALL_DUE = 2**31 - 1
 """As a limit: every overdue hold, because an operation must see the account exactly as it is now."""
 
-_INSERT_ROWS = 500
-# Fewer: a CASE is gone through row by row.
-_UPDATE_ROWS = 64
+# More would make texts that are too long to be remembered in their compiled form.
+_ROWS = 50
 
 Row = TypeVar("Row", AccountRow, GrantRow, HoldRow, AmendmentRow)
+AnyRow = AccountRow | GrantRow | HoldRow | AmendmentRow | EntryRow
+Asked = tuple[str, Sequence[Value]]
 
-_TABLES: dict[type[msgspec.Struct], str] = {
+_TABLES: dict[type[AnyRow], str] = {
     AccountRow: "daydo_quota_account",
     GrantRow: "daydo_quota_grant",
     HoldRow: "daydo_quota_hold",
     AmendmentRow: "daydo_quota_amendment",
     EntryRow: "daydo_quota_entry",
 }
-_CHANGING: dict[type[msgspec.Struct], tuple[str, ...]] = {
+_CHANGING: dict[type[AnyRow], tuple[str, ...]] = {
     AccountRow: ("pending", "available", "reserved", "spent", "expired", "seq", "next_due_at_us"),
     GrantRow: ("phase", "remaining", "held", "spent", "expired"),
     HoldRow: ("phase", "captured", "final", "refunded", "parts", "expires_at_us", "resolved_at_us"),
 }
-_KEYED_BY: dict[type[msgspec.Struct], str] = {
-    GrantRow: "tenant = ? AND op_key = ?",
-    HoldRow: "tenant = ? AND op_key = ?",
-    AmendmentRow: "tenant = ? AND kind = ? AND op_key = ?",
+_KEYED_BY: dict[type[AnyRow], str] = {
+    GrantRow: "tenant = ? AND",
+    HoldRow: "tenant = ? AND",
+    AmendmentRow: "tenant = ? AND kind = ? AND",
 }
 _PARTS = msgspec.json.Decoder(list[Share])
 
 # The two ways of "make it unless it is there": catching UniqueViolation instead would leave a shared lock on the other
 # transaction's row, and two newcomers who both want it exclusively next would deadlock.
 _UNLESS_THERE = {"sqlite": "ON CONFLICT DO NOTHING", "mysql": "ON DUPLICATE KEY UPDATE id = id"}
+# Many rows, each to its own values. A CASE for each column would be gone through row by row, for every row. MySQL has a
+# name for the new row and warns of VALUES(), MariaDB has VALUES() alone: each reads the comment that is meant for it.
+_OVERWRITING = {
+    "sqlite": ("ON CONFLICT (id) DO UPDATE SET", "{0} = excluded.{0}"),
+    "mysql": ("/*!80019 AS new */ ON DUPLICATE KEY UPDATE", "{0} = /*!80019 new.{0} */ /*M! VALUES({0}) */"),
+}
 # A small table would otherwise be scanned, and every row locked on the way.
 _BY_OWNER = {"sqlite": "", "mysql": "FORCE INDEX (daydo_quota_account_owner)"}
 _BY_ID = {"sqlite": "", "mysql": "FORCE INDEX (PRIMARY)"}
+
+
+class Known(dict[AccountKey, int]):
+    """The ids of accounts, which never change, by owner; at most ``most``, then it begins anew."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def learn(self, ids: dict[AccountKey, int]) -> None:
+        if len(self) + len(ids) > self._most:
+            self.clear()
+        self.update(ids)
 
 
 class Reading(NamedTuple):
@@ -97,14 +117,18 @@ class Reading(NamedTuple):
     missing: set[AccountKey]
 
 
-class Store(msgspec.Struct, frozen=True):
-    """One transaction's view of the tables."""
+class Store:
+    """One transaction of ours and its view of the tables."""
 
-    tx: Tx
-    clock: Clock | None
-    enlisted: bool
+    locking = ""
+    """At the end of what is read under the accounts' locks."""
 
-    async def read(self, ops: Sequence[Op], *, sure: bool = False, wait_s: float | None = None) -> tuple[State, int]:
+    def __init__(self, tx: Tx, clock: Clock | None) -> None:
+        self.tx = tx
+        self._clock = clock
+        self._dialect = tx.dialect.name
+
+    async def read(self, ops: Sequence[Op], wait_s: float | None = None) -> tuple[State, int]:
         """The state ``ops`` are decided on, and the time, read after the locks were had.
 
         Raises:
@@ -115,125 +139,98 @@ class Store(msgspec.Struct, frozen=True):
                 accounts = await self._lock_all(ops)
         except TimeoutError:
             raise LockTimeout() from None
-        return await self._read_under_lock(accounts, ops, sure, ALL_DUE)
+        packet = _Packet(ops, {key: row.id for key, row in accounts.items()}, self._now)
+        return await self._complete(ops, accounts, packet.read(await self.tx.execute_all(packet.asked)), ALL_DUE)
 
-    async def _lock_all(self, ops: Sequence[Op]) -> dict[AccountKey, AccountRow]:
-        keys, opening = sorted({key for op in ops for key in accounts_of(op)}), _opening(ops)
-        if self.enlisted:
-            found = [await self._lock(key, key in opening) for key in keys]
-            rows = [row for row in found if row is not None]
-        else:
-            rows = await self._lock_together(keys)
-            known = {_owner(row) for row in rows}
-            if opened := [key for key in keys if key in opening and key not in known]:
-                await self._open(opened)
-                rows += await self._lock_together(opened)
-        return {_owner(row): row for row in rows}
-
-    async def read_free(self, ops: Sequence[Op]) -> Reading:
+    async def read_free(self, ops: Sequence[Op], known: Known) -> Reading:
         """As :meth:`read`, without waiting for anybody: accounts that others have are left out, and none is opened."""
-        keys = sorted({key for op in ops for key in accounts_of(op)})
-        rows = await self._lock_together(keys, self.tx.dialect.skip_locked)
-        accounts = {_owner(row): row for row in rows}
-        held, missing = set[AccountKey](), set[AccountKey]()
-        if absent := [key for key in keys if key not in accounts]:
-            held = await self._existing(absent)
-            missing = (_opening(ops) & {*absent}) - held
-        ready = [op for op in ops if not any(key in held or key in missing for key in accounts_of(op))]
-        if not ready:
-            return Reading(State(), 0, held, missing)
-        return Reading(*await self._read_under_lock(accounts, ready, True, ALL_DUE), held, missing)
+        keys = {key for op in ops for key in accounts_of(op)}
+        if unknown := sorted(key for key in keys if key not in known):
+            known.learn(await self._existing(unknown))
+        ids = {key: known[key] for key in keys if key in known}
+        missing = {key for key in opening(ops) if key not in ids}
+        packet = _Packet(ops, ids, self._now)
+        locked, *others = await self.tx.execute_all([self._lock_free(ids.values()), *packet.asked])
+        accounts = {owner_of(row): row for row in _rows(AccountRow, locked.rows)}
+        held = ids.keys() - accounts.keys()
+        left_out = held | missing
+        ready = [op for op in ops if left_out.isdisjoint(accounts_of(op))]
+        return Reading(*await self._complete(ready, accounts, packet.read(others), ALL_DUE), held, missing)
 
     async def read_due(self, account_id: int, limit: int) -> tuple[State, int]:
         """The first ``limit`` overdue holds of an account; an empty state if another process has the account."""
-        select = f"{_select(AccountRow)} WHERE id = ? {self.tx.dialect.for_update} {self.tx.dialect.skip_locked}"
-        rows = await self._fetch(AccountRow, select, [account_id])
-        return await self._read_under_lock({_owner(row): row for row in rows}, [], True, limit)
+        locked, now = await self.tx.execute_all([self._lock_free([account_id]), (f"SELECT {self._now}", ())])
+        accounts = {owner_of(row): row for row in _rows(AccountRow, locked.rows)}
+        return await self._complete([], accounts, Found(int(now.rows[0][0])), limit)
 
-    async def insert_keys(self, plan: Plan) -> None:
-        """The rows that claim keys; first of all writes, so that a refused one has nothing to undo.
+    async def write(self, plan: Plan) -> None:
+        """All of it. The rows that claim keys come first, so that a refused one has nothing to undo.
+
+        A wrong second writer would fail here: (account, seq) and (op_id, step) are unique.
 
         Raises:
             UniqueViolation: another transaction claimed a key since it was looked up.
         """
-        await self._insert(plan.new_grants)
-        await self._insert(plan.new_holds)
-        await self._insert(plan.new_amendments)
+        await self.tx.execute_all([*self._claims(plan), *self._changes(plan)])
 
-    async def write(self, plan: Plan) -> None:
-        """Everything else. A wrong second writer would fail here: (account, seq) and (op_id, step) are unique."""
-        await self._insert(plan.entries)
-        await self._update(plan.grants)
-        await self._update(plan.holds)
-        await self._update(plan.accounts)
+    def _claims(self, plan: Plan) -> list[Asked]:
+        return [*_inserts(plan.new_grants), *_inserts(plan.new_holds), *_inserts(plan.new_amendments)]
 
-    async def _now_and_grants(self, account_ids: Sequence[int]) -> tuple[int, list[GrantRow]]:
-        # Not with the lock: MySQL's time is that of the statement's start, and the lock may have taken a while.
-        if self.enlisted or not account_ids:
-            return await read_now_us(self.tx, self.clock), await self._unfinished_grants(account_ids)
-        columns = ", ".join(GrantRow.__struct_fields__)
-        result = await self.tx.execute(
-            f"SELECT {now_sql(self.tx.dialect, self.clock)} AS now_us, {columns} FROM (SELECT 1 AS one) once "  # noqa: S608
-            f"LEFT JOIN {_TABLES[GrantRow]} ON account_id IN ({marks(account_ids)}) AND {_UNFINISHED}",
-            account_ids,
-        )
-        return int(result.rows[0][0]), _rows(GrantRow, [row[1:] for row in result.rows if row[1] is not None])
+    def _changes(self, plan: Plan) -> list[Asked]:
+        changed = (plan.grants, plan.holds, plan.accounts)
+        return [*_inserts(plan.entries), *(update for rows in changed for update in _updates(self._dialect, rows))]
 
-    @property
-    def _locking(self) -> str:
-        return self.tx.dialect.for_update if self.enlisted else ""
+    # Locks
 
-    async def _lock(self, key: AccountKey, opens: bool) -> AccountRow | None:
-        select = f"{_select(AccountRow)} WHERE {_OWNED}"
-        if opens and not await self._fetch(AccountRow, select, key):
-            await self._open([key])
-        select = f"{select} {self.tx.dialect.for_update}"
-        rows = await self._fetch(AccountRow, select, key)
-        if not rows and opens:
-            await self._open([key])
-            rows = await self._fetch(AccountRow, select, key)
-        return rows[0] if rows else None
+    async def _lock_all(self, ops: Sequence[Op]) -> dict[AccountKey, AccountRow]:
+        keys, opened = sorted({key for op in ops for key in accounts_of(op)}), opening(ops)
+        rows = await self._lock_together(keys)
+        known = {owner_of(row) for row in rows}
+        if new := [key for key in keys if key in opened and key not in known]:
+            await self._open(new)
+            rows += await self._lock_together(new)
+        return {owner_of(row): row for row in rows}
 
-    async def _lock_together(self, keys: Sequence[AccountKey], skip: str = "") -> list[AccountRow]:
+    async def _lock_together(self, keys: Sequence[AccountKey]) -> list[AccountRow]:
+        where = f"{_BY_OWNER[self._dialect]} WHERE {_any(OWNED, keys)} {self.tx.dialect.for_update}"
+        return await self._fetch(AccountRow, f"{select(AccountRow)} {where}", _flat(keys))
+
+    def _lock_free(self, ids: Iterable[int]) -> Asked:
+        wanted = sorted(ids)
+        where = f"id IN ({marks(wanted)})" if wanted else "1 = 0"
         dialect = self.tx.dialect
-        where = f"{_BY_OWNER[dialect.name]} WHERE {_any(_OWNED, keys)} {dialect.for_update} {skip}"
-        return await self._fetch(AccountRow, f"{_select(AccountRow)} {where}", _flat(keys))
+        lock = f"{_BY_ID[self._dialect]} WHERE {where} {dialect.for_update} {dialect.skip_locked}"
+        return f"{select(AccountRow)} {lock}", wanted
 
     async def _open(self, keys: Sequence[AccountKey]) -> None:
         places = ", ".join(["(?, ?, ?)"] * len(keys))
         insert = f"INSERT INTO daydo_quota_account (tenant, subject, unit) VALUES {places}"  # noqa: S608
-        await self.tx.execute(f"{insert} {_UNLESS_THERE[self.tx.dialect.name]}", _flat(keys))
+        await self.tx.execute(f"{insert} {_UNLESS_THERE[self._dialect]}", _flat(keys))
 
-    async def _existing(self, keys: Sequence[AccountKey]) -> set[AccountKey]:
-        select = f"SELECT tenant, subject, unit FROM daydo_quota_account WHERE {_any(_OWNED, keys)}"  # noqa: S608
-        return {(row[0], row[1], row[2]) for row in (await self.tx.execute(select, _flat(keys))).rows}
+    async def _existing(self, keys: Sequence[AccountKey]) -> dict[AccountKey, int]:
+        select = f"SELECT tenant, subject, unit, id FROM daydo_quota_account WHERE {_any(OWNED, keys)}"  # noqa: S608
+        result = await self.tx.execute(select, _flat(keys))
+        return {(tenant, subject, unit): account_id for tenant, subject, unit, account_id in result.rows}
 
-    async def _read_under_lock(
-        self, accounts: dict[AccountKey, AccountRow], ops: Sequence[Op], sure: bool, limit: int
+    # What is read only where it is needed
+
+    async def _complete(
+        self, ops: Sequence[Op], accounts: dict[AccountKey, AccountRow], found: Found, limit: int
     ) -> tuple[State, int]:
-        grants = await self._by_key(GrantRow, _grant_keys(ops), sure)
-        holds = await self._named_holds(ops, sure)
-        amendments = await self._by_key(AmendmentRow, _amendment_keys(ops), sure)
-        moved = {
-            accounts[key].id for op in ops if not isinstance(op, _QUIET) for key in accounts_of(op) if key in accounts
-        }
-        now_us, unfinished = await self._now_and_grants(sorted(moved))
-        due = [row.id for row in accounts.values() if row.next_due_at_us <= now_us]
-        grants += unfinished + await self._unfinished_grants(sorted({*due} - moved))
-        grants += await self._charged_grants(ops, holds, {row.id for row in grants})
-        next_hold_us = {}
+        """The state, with what overdue accounts and refunds need besides."""
+        due = [row.id for row in accounts.values() if row.next_due_at_us <= found.now_us]
+        grants = [*found.grants, *await self._unfinished_grants(sorted({*due} - found.moved))]
+        grants += await self._charged_grants(ops, found.holds, {row.id for row in grants})
+        holds, next_hold_us = list(found.holds), {}
         for account_id in due:
-            overdue, next_hold_us[account_id] = await self._overdue_holds(account_id, now_us, limit)
+            overdue, next_hold_us[account_id] = await self._overdue_holds(account_id, found.now_us, limit)
             holds += overdue
-        return State(accounts, grants, holds, next_hold_us, amendments), now_us
+        return State(accounts, grants, holds, next_hold_us, found.amendments), found.now_us
 
-    async def _named_holds(self, ops: Sequence[Op], sure: bool) -> list[HoldRow]:
-        holds = await self._by_key(HoldRow, _hold_keys(ops), sure)
-        if self._locking and not sure:
-            # Not to be made but to be there, so they are missing because the snapshot is old, or the caller is wrong.
-            seen = {(row.tenant, row.op_key) for row in holds}
-            holds += await self._by_key(HoldRow, [key for key in _old_hold_keys(ops) if key not in seen], sure=True)
-        return holds
+    async def _unfinished_grants(self, account_ids: Sequence[int]) -> list[GrantRow]:
+        if not account_ids:
+            return []
+        return await self._fetch(GrantRow, f"{_unfinished_grants_of(account_ids)} {self.locking}", account_ids)
 
     async def _charged_grants(self, ops: Sequence[Op], holds: Sequence[HoldRow], known: set[str]) -> list[GrantRow]:
         """Where refunds go: also to grants that are closed."""
@@ -242,26 +239,10 @@ class Store(msgspec.Struct, frozen=True):
         ids = sorted({part.grant_id for part in parts if part.used > part.refunded} - known)
         if not ids:
             return []
-        return await self._fetch(GrantRow, f"{_select(GrantRow)} WHERE id IN ({marks(ids)}) {self._locking}", ids)
-
-    async def _by_key(self, table: type[Row], keys: Sequence[tuple[str, ...]], sure: bool) -> list[Row]:
-        if not keys:
-            return []
-        where, args = _any(_KEYED_BY[table], keys), _flat(keys)
-        if self._locking and not sure:
-            found = await self._fetch(table, f"{_select(table)} WHERE {where}", args)
-            if not found:
-                return []
-            where, args = f"id IN ({marks(found)})", [str(row.id) for row in found]
-        return await self._fetch(table, f"{_select(table)} WHERE {where} {self._locking}", args)
-
-    async def _unfinished_grants(self, account_ids: Sequence[int]) -> list[GrantRow]:
-        if not account_ids:
-            return []
-        return await self._fetch(GrantRow, f"{_unfinished_grants_of(account_ids)} {self._locking}", account_ids)
+        return await self._fetch(GrantRow, f"{select(GrantRow)} WHERE id IN ({marks(ids)}) {self.locking}", ids)
 
     async def _overdue_holds(self, account_id: int, now_us: int, limit: int) -> tuple[list[HoldRow], int]:
-        in_order = f"ORDER BY expires_at_us LIMIT ? {self._locking}"
+        in_order = f"ORDER BY expires_at_us LIMIT ? {self.locking}"
         args = (account_id, now_us)
         overdue = await self._fetch(HoldRow, f"{_OPEN_HOLDS} AND expires_at_us <= ? {in_order}", (*args, limit))
         if len(overdue) == limit:
@@ -272,31 +253,48 @@ class Store(msgspec.Struct, frozen=True):
     async def _fetch(self, table: type[Row], sql: str, args: Sequence[Value]) -> list[Row]:
         return _rows(table, (await self.tx.execute(sql, args)).rows)
 
-    async def _insert(self, rows: Sequence[GrantRow | HoldRow | AmendmentRow | EntryRow]) -> None:
-        for start in range(0, len(rows), _INSERT_ROWS):
-            some = rows[start : start + _INSERT_ROWS]
-            names = some[0].__struct_fields__
-            places = ", ".join([f"({marks(names)})"] * len(some))
-            insert = f"INSERT INTO {_TABLES[type(some[0])]} ({', '.join(names)}) VALUES {places}"  # noqa: S608
-            await self.tx.execute(insert, [value for row in some for value in _values(row)])
+    @property
+    def _now(self) -> str:
+        # Never in the statement that locks: MySQL's time is that of its start, and the lock may have taken a while.
+        return now_sql(self.tx.dialect, self._clock)
 
-    async def _update(self, rows: Sequence[AccountRow] | Sequence[GrantRow] | Sequence[HoldRow]) -> None:
-        for start in range(0, len(rows), _UPDATE_ROWS):
-            some = rows[start : start + _UPDATE_ROWS]
-            ids: list[Value] = [row.id for row in some]
-            changes, args = [], list[Value]()
-            names = _CHANGING[type(some[0])]
-            for name, values in zip(names, zip(*map(attrgetter(*names), some), strict=True), strict=True):
-                written = [_parts(value) for value in values] if name == "parts" else values
-                if len(set(written)) == 1:
-                    changes.append(f"{name} = ?")
-                    args.append(written[0])
-                else:
-                    changes.append(f"{name} = CASE id {'WHEN ? THEN ? ' * len(some)}END")
-                    args += chain.from_iterable(zip(ids, written, strict=True))
-            table = f"{_TABLES[type(some[0])]} {_BY_ID[self.tx.dialect.name]}"
-            update = f"UPDATE {table} SET {', '.join(changes)} WHERE id IN ({marks(ids)})"  # noqa: S608 - names of ours
-            await self.tx.execute(update, args + ids)
+
+class Found(msgspec.Struct):
+    """What every batch reads; all unfinished grants of the accounts in ``moved`` are there."""
+
+    now_us: int
+    grants: list[GrantRow] = []
+    holds: list[HoldRow] = []
+    amendments: list[AmendmentRow] = []
+    moved: set[int] = set()
+
+
+class _Packet:
+    """The statements that read a :class:`Found` for ``ops``, under the locks of the accounts ``ids``."""
+
+    def __init__(self, ops: Sequence[Op], ids: dict[AccountKey, int], now: str) -> None:
+        self._moved = moved_by(ops, ids)
+        self._tables: list[type[GrantRow | HoldRow | AmendmentRow]] = []
+        self.asked: list[Asked] = [(f"SELECT {now}", ())]
+        self._ask_keys(GrantRow, grant_keys(ops))
+        self._ask_keys(HoldRow, hold_keys(ops))
+        self._ask_keys(AmendmentRow, amendment_keys(ops))
+        if self._moved:
+            self._tables.append(GrantRow)
+            self.asked.append((_unfinished_grants_of(self._moved), sorted(self._moved)))
+
+    def read(self, results: Sequence[Result]) -> Found:
+        rows: dict[type, list[Any]] = {GrantRow: [], HoldRow: [], AmendmentRow: []}
+        for table, result in zip(self._tables, results[1:], strict=True):
+            rows[table] += _rows(table, result.rows)
+        now_us = int(results[0].rows[0][0])
+        return Found(now_us, rows[GrantRow], rows[HoldRow], rows[AmendmentRow], self._moved)
+
+    def _ask_keys(self, table: type[GrantRow | HoldRow | AmendmentRow], keys: Sequence[tuple[str, ...]]) -> None:
+        if keys:
+            condition, args = by_key(table, keys)
+            self._tables.append(table)
+            self.asked.append((f"{select(table)} WHERE {condition}", args))
 
 
 async def read_unlocked(db: Database, accounts: Sequence[AccountRow], now_us: int) -> dict[int, State]:
@@ -325,19 +323,21 @@ _QUIET = (GrantUnits, Extend, CatchUp)
 """Operations that need no grants but their own."""
 
 
-def _select(table: type[msgspec.Struct]) -> str:
+@lru_cache
+def select(table: type[AnyRow]) -> str:
     return f"SELECT {', '.join(table.__struct_fields__)} FROM {_TABLES[table]}"  # noqa: S608 - names of ours
 
 
-_OPEN_HOLDS = f"{_select(HoldRow)} WHERE account_id = ? AND phase = 'open'"
+_OPEN_HOLDS = f"{select(HoldRow)} WHERE account_id = ? AND phase = 'open'"
 
 
-_UNFINISHED = "phase IN ('pending', 'live', 'lapsed')"
+# Before all other phases in the alphabet: so this is one range of the index, and not one for each phase.
+_UNFINISHED = "phase > 'closed'"
 _ACCOUNT_WIDTH = len(AccountRow.__struct_fields__)
 
 
-def _unfinished_grants_of(account_ids: Sequence[int]) -> str:
-    return f"{_select(GrantRow)} WHERE account_id IN ({marks(account_ids)}) AND {_UNFINISHED}"
+def _unfinished_grants_of(account_ids: Collection[int]) -> str:
+    return f"{select(GrantRow)} WHERE account_id IN ({marks(account_ids)}) AND {_UNFINISHED}"
 
 
 def _beside_accounts(table: type[Row], account_ids: Sequence[int], condition: str) -> str:
@@ -364,11 +364,21 @@ def _rows(table: type[Row], found: Iterable[Sequence[Any]]) -> list[Row]:
     return rows
 
 
-def marks(values: Sequence[object]) -> str:
+def marks(values: Collection[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-_OWNED = "tenant = ? AND subject = ? AND unit = ?"
+OWNED = "tenant = ? AND subject = ? AND unit = ?"
+
+
+def by_key(table: type[AnyRow], keys: Sequence[tuple[str, ...]]) -> tuple[str, list[Value]]:
+    """A condition for rows with these keys, which are sorted, and its arguments."""
+    conditions, args = [], list[Value]()
+    for prefix, some in groupby(keys, key=lambda key: key[:-1]):
+        names = [key[-1] for key in some]
+        conditions.append(f"{_KEYED_BY[table]} op_key IN ({marks(names)})")
+        args += [*prefix, *names]
+    return " OR ".join(conditions), args
 
 
 def _any(condition: str, keys: Sequence[object]) -> str:
@@ -379,40 +389,71 @@ def _flat(keys: Iterable[Sequence[str]]) -> list[Value]:
     return [part for key in keys for part in key]
 
 
-def _values(row: GrantRow | HoldRow | AmendmentRow | EntryRow) -> Sequence[Value]:
-    values = astuple(row)
-    return [_parts(value) if type(value) is list else value for value in values] if type(row) is HoldRow else values
+def moved_by(ops: Sequence[Op], ids: dict[AccountKey, int]) -> set[int]:
+    """The accounts of which operations need to know the grants."""
+    return {ids[key] for op in ops if not isinstance(op, _QUIET) for key in accounts_of(op) if key in ids}
+
+
+def _inserts(rows: Sequence[AnyRow]) -> Iterator[Asked]:
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        yield _insert(type(some[0]), len(some)), [value for row in some for value in _values(row)]
+
+
+def _updates(dialect: str, rows: Sequence[AnyRow]) -> Iterator[Asked]:
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        yield _overwrite(dialect, type(some[0]), len(some)), [value for row in some for value in _values(row)]
+
+
+@lru_cache(maxsize=1024)
+def _insert(table: type[AnyRow], count: int) -> str:
+    names = table.__struct_fields__
+    places = ", ".join([f"({marks(names)})"] * count)
+    return f"INSERT INTO {_TABLES[table]} ({', '.join(names)}) VALUES {places}"  # noqa: S608 - names of ours
+
+
+@lru_cache(maxsize=1024)
+def _overwrite(dialect: str, table: type[AnyRow], count: int) -> str:
+    clause, change = _OVERWRITING[dialect]
+    return f"{_insert(table, count)} {clause} {', '.join(change.format(name) for name in _CHANGING[table])}"
+
+
+def _values(row: AnyRow) -> Sequence[Value]:
+    if type(row) is not HoldRow:
+        return astuple(row)
+    return [_parts(value) if type(value) is list else value for value in astuple(row)]
 
 
 def _parts(parts: Sequence[Share]) -> str:
     return msgspec.json.encode(parts).decode()
 
 
-def _owner(row: AccountRow) -> AccountKey:
+def owner_of(row: AccountRow) -> AccountKey:
     return row.tenant, row.subject, row.unit
 
 
-def _opening(ops: Sequence[Op]) -> set[AccountKey]:
+def opening(ops: Sequence[Op]) -> set[AccountKey]:
     """The accounts that are made if they are not there."""
     return {op.account for op in ops if isinstance(op, GrantUnits | Cancel)}
 
 
-def _grant_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
+def grant_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
     return sorted({(op.account[0], op.key) for op in ops if isinstance(op, GrantUnits)})
 
 
-def _hold_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
+def hold_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
     made = {(accounts_of(op)[0][0], op.key) for op in ops if isinstance(op, Reserve | ReserveAll | Cancel)}
-    return sorted({*made, *_old_hold_keys(ops)})
+    return sorted({*made, *old_hold_keys(ops)})
 
 
-def _old_hold_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
+def old_hold_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
     named = {(op.account[0], op.key) for op in ops if isinstance(op, Confirm | Extend)}
     amended = {(op.account[0], op.hold_key) for op in ops if isinstance(op, Capture | Refund)}
     return sorted(named | amended)
 
 
-def _amendment_keys(ops: Sequence[Op]) -> list[tuple[str, str, str]]:
+def amendment_keys(ops: Sequence[Op]) -> list[tuple[str, str, str]]:
     captures = {(op.account[0], "capture", op.key) for op in ops if isinstance(op, Capture)}
     refunds = {(op.account[0], "refund", op.key) for op in ops if isinstance(op, Refund)}
     return sorted(captures | refunds)

@@ -56,6 +56,7 @@ CREATE TABLE daydo_quota_hold (
   resolved_at_us BIGINT NOT NULL,
   UNIQUE KEY daydo_quota_hold_op (tenant, op_key, leg),
   KEY daydo_quota_hold_due (account_id, phase, expires_at_us),
+  KEY daydo_quota_hold_account (account_id, id),
   CHECK (refunded <= captured)
 ) ENGINE=InnoDB;
 
@@ -95,3 +96,23 @@ CREATE TABLE daydo_quota_entry (
   PRIMARY KEY (account_id, seq),
   UNIQUE KEY daydo_quota_entry_op (op_id, step)
 ) ENGINE=InnoDB;
+
+-- What the steps of sagas have done: see saga.py. A 'do' that was made by an 'undo' never happened, and never will.
+CREATE TABLE daydo_quota_barrier (
+  saga VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  step VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  action VARCHAR(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  made_by VARCHAR(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  at_us BIGINT NOT NULL,
+  PRIMARY KEY (saga, step, action),
+  KEY daydo_quota_barrier_at (at_us)
+) ENGINE=InnoDB;
+
+-- Work that all processes share, a row each: see upkeep.py. 'state' is JSON: how far it is, and what came of it.
+CREATE TABLE daydo_quota_upkeep (
+  name VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+  due_at_us BIGINT NOT NULL,
+  state TEXT CHARACTER SET ascii COLLATE ascii_bin NOT NULL
+) ENGINE=InnoDB;
+
+INSERT INTO daydo_quota_upkeep (name, due_at_us, state) VALUES ('audit', 0, '{}'), ('retention', 0, '{}');

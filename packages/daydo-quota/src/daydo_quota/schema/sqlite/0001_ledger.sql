@@ -62,6 +62,8 @@ CREATE TABLE daydo_quota_hold (
 
 CREATE INDEX daydo_quota_hold_due ON daydo_quota_hold (account_id, phase, expires_at_us);
 
+CREATE INDEX daydo_quota_hold_account ON daydo_quota_hold (account_id, id);
+
 CREATE TABLE daydo_quota_amendment (
   id TEXT NOT NULL PRIMARY KEY,
   account_id INTEGER NOT NULL,
@@ -99,3 +101,24 @@ CREATE TABLE daydo_quota_entry (
   PRIMARY KEY (account_id, seq),
   UNIQUE (op_id, step)
 ) WITHOUT ROWID;
+
+-- What the steps of sagas have done: see saga.py. A 'do' that was made by an 'undo' never happened, and never will.
+CREATE TABLE daydo_quota_barrier (
+  saga TEXT NOT NULL,
+  step TEXT NOT NULL,
+  action TEXT NOT NULL,
+  made_by TEXT NOT NULL,
+  at_us INTEGER NOT NULL,
+  PRIMARY KEY (saga, step, action)
+) WITHOUT ROWID;
+
+CREATE INDEX daydo_quota_barrier_at ON daydo_quota_barrier (at_us);
+
+-- Work that all processes share, a row each: see upkeep.py. 'state' is JSON: how far it is, and what came of it.
+CREATE TABLE daydo_quota_upkeep (
+  name TEXT NOT NULL PRIMARY KEY,
+  due_at_us INTEGER NOT NULL,
+  state TEXT NOT NULL
+) WITHOUT ROWID;
+
+INSERT INTO daydo_quota_upkeep (name, due_at_us, state) VALUES ('audit', 0, '{}'), ('retention', 0, '{}');

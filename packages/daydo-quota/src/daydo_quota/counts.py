@@ -1,0 +1,140 @@
+"""What the ledger counts: one class that owns the cells and is told what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from daydo_kernel import Counter, Metrics
+
+from .errors import InsufficientQuota, QuotaError
+from .model import Grant, Hold
+from .planner import (
+    AccountRow,
+    Cancel,
+    Capture,
+    CatchUp,
+    Confirm,
+    EntryRow,
+    Extend,
+    GrantUnits,
+    Op,
+    Plan,
+    Refund,
+    Reserve,
+    ReserveAll,
+)
+
+Cells = dict[str, Counter]
+
+_MAX_UNITS = 100
+_MOVES = ("granted", "held", "spent", "returned", "refunded", "expired")
+_SETTLEMENTS = {"confirmed": "confirmed", "cancelled": "cancelled", "hold_expired": "expired"}
+_OPERATIONS: dict[type[Op], str] = {
+    GrantUnits: "grant",
+    Reserve: "reserve",
+    ReserveAll: "reserve_all",
+    Capture: "capture",
+    Confirm: "confirm",
+    Cancel: "cancel",
+    Extend: "extend",
+    Refund: "refund",
+    CatchUp: "catch_up",
+}
+
+
+class Counts:
+    """The cells of a ledger, by what is told: an answer's time, a refusal, what a transaction wrote, the upkeep."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics("daydo_quota")
+        self._grants = self._asks("grants_total", "Grants asked for.", "granted", "replayed", "refused")
+        self._holds = self._asks("holds_total", "Holds asked for.", "held", "replayed", "insufficient", "refused")
+        ends = ("confirmed", "cancelled", "expired", "tombstone", "replayed", "refused")
+        self._settlements = self._asks("settlements_total", "Holds ended, or asked to.", *ends)
+        self._captures = self._asks("captures_total", "Captures asked for.", "captured", "replayed", "refused")
+        self._extensions = self._asks(
+            "extensions_total", "Longer time-outs asked for.", "extended", "replayed", "refused"
+        )
+        self._refunds = self._asks("refunds_total", "Refunds asked for.", "refunded", "replayed", "refused")
+        self._units = {
+            name: self.metrics.counter(f"{name}_units_total", f"Units {name}.", ("unit",), max_cells=_MAX_UNITS)
+            for name in _MOVES
+        }
+        seconds = self.metrics.histogram("operation_seconds", "From call to answer.", ("operation",))
+        self._seconds = {kind: seconds.cell(name) for kind, name in _OPERATIONS.items()}
+        self._sweep_seconds = seconds.cell("sweep")
+        self._expiry_lag = self.metrics.gauge(
+            "expiry_lag_seconds", "How long the most overdue account has waited for the sweeper.", merge="max"
+        ).cell()
+
+    def answered(self, op: Op, seconds: float) -> None:
+        """However it was answered."""
+        self._seconds[type(op)].observe(seconds)
+
+    def refused(self, op: Op, refusal: QuotaError) -> None:
+        cells = self._asked(op)
+        lacks = isinstance(refusal, InsufficientQuota) and "insufficient" in cells
+        cells["insufficient" if lacks else "refused"].inc()
+
+    def committed(self, ops: Sequence[Op], done: Plan, accounts: Mapping[int, AccountRow]) -> None:
+        """``done`` has been written; ``accounts`` are those of its entries, by id."""
+        for entry in done.entries:
+            self._entered(accounts[entry.account_id].unit, entry)
+        for op, outcome in zip(ops, done.outcomes, strict=True):
+            if isinstance(outcome, Grant | Hold | list):
+                self._done(op, outcome)
+
+    def swept(self, seconds: float) -> None:
+        self._sweep_seconds.observe(seconds)
+
+    def lagging(self, seconds: float) -> None:
+        self._expiry_lag.set(seconds)
+
+    def _asks(self, name: str, what: str, *outcomes: str) -> Cells:
+        family = self.metrics.counter(name, what, ("outcome",))
+        return {outcome: family.cell(outcome) for outcome in outcomes}
+
+    def _asked(self, op: Op) -> Cells:
+        match op:
+            case GrantUnits():
+                return self._grants
+            case Reserve() | ReserveAll():
+                return self._holds
+            case Capture():
+                return self._captures
+            case Extend():
+                return self._extensions
+            case Refund():
+                return self._refunds
+        return self._settlements
+
+    def _done(self, op: Op, outcome: Grant | Hold | list[Hold]) -> None:
+        if isinstance(outcome, list):
+            # One call: replayed as a whole or not at all.
+            outcome = outcome[0]
+        if not outcome.created:
+            self._asked(op)["replayed"].inc()
+        elif isinstance(op, Extend):
+            self._extensions["extended"].inc()
+        elif isinstance(outcome, Hold) and outcome.phase == "tombstone":
+            self._settlements["tombstone"].inc()
+
+    def _entered(self, unit: str, entry: EntryRow) -> None:
+        if entry.kind == "granted":
+            self._grants["granted"].inc()
+            self._units["granted"].cell(unit).inc(entry.amount)
+        elif entry.kind == "held":
+            self._holds["held"].inc()
+            self._units["held"].cell(unit).inc(entry.amount)
+        elif entry.kind == "captured":
+            self._captures["captured"].inc()
+            self._units["spent"].cell(unit).inc(entry.amount)
+        elif entry.kind == "refunded":
+            self._refunds["refunded"].inc()
+            self._units["refunded"].cell(unit).inc(entry.amount)
+        elif entry.kind in _SETTLEMENTS:
+            self._settlements[_SETTLEMENTS[entry.kind]].inc()
+            self._units["spent"].cell(unit).inc(entry.spent_change)
+            # Negative where a confirm took more than it held.
+            self._units["returned"].cell(unit).inc(max(0, entry.available_change))
+        self._units["expired"].cell(unit).inc(entry.expired_change)
