@@ -116,6 +116,17 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def proof(session: nox.Session) -> None:
+    """Every fault at every statement, crashes, long random histories, and planted faults that the tests must notice.
+
+    `-- --seed N` repeats a run, `--examples N --rounds N` make it longer; the last line is one JSON object.
+    """
+    get_servers(session)
+    install(session, *everything(), "--group", "tests")
+    run(session, "python", "-m", "proof", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """`-- NAME`: same-run ratios beside the limit and the strongest rivals; the last line is one JSON object."""
     get_servers(session)

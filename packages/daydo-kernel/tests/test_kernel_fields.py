@@ -50,6 +50,8 @@ def test_broken_json_is_said_plainly() -> None:
 def test_path_and_name_join() -> None:
     """A field missing inside another is named by its whole path."""
     assert field_error("Object missing required field `sku`", "items[2]").field == "items[2].sku"
+    missing = field_error("Missing required header parameter 'idempotency-key' for path /api/v1/grants")
+    assert (missing.field, missing.en) == ("idempotency-key", "This field is required")
 
 
 def test_unknown_refusals_keep_their_words() -> None:

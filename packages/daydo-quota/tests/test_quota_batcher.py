@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -165,6 +166,33 @@ async def test_an_open_transaction_stalls_its_own_account_alone(ledger: Ledger, 
 
 
 @pytest.mark.dialect("mysql")
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_end_of_a_block_outlasts_a_busy_account(ledger: Ledger, db: Database, fails: bool) -> None:
+    """Work that is done is charged, and work that failed is given back, although a call would long have given up."""
+    await give(ledger, [CREDITS])
+
+    async def work() -> None:
+        async with ledger.hold(CREDITS, 4, key="task_1"):
+            begun.set()
+            await locked.wait()
+            if fails:
+                raise ZeroDivisionError
+
+    begun, locked = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(work())
+    await begun.wait()
+    async with db.transaction() as tx:
+        await ledger.balance(CREDITS, tx=tx)
+        locked.set()
+        with pytest.raises(AccountBusy):
+            await asyncio.create_task(ledger.reserve(CREDITS, 1, key="impatient"))
+        assert not task.done()
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        await task
+    assert await ledger.balance(CREDITS) == (Balance(available=10) if fails else Balance(available=6, spent=4))
+
+
+@pytest.mark.dialect("mysql")
 async def test_calls_in_a_lane_go_on_in_their_order(db: Database) -> None:
     """When the transaction that has the account ends, those that waited are written as they came; one went away."""
     async with Ledger(db, LedgerConfig(busy_timeout_s=30, sweep_interval_s=0)) as ledger:
@@ -214,7 +242,7 @@ async def test_a_lane_takes_its_later_calls_along(db: Database, gate: Gate) -> N
 @pytest.mark.dialect("mysql")
 async def test_a_newcomer_that_another_is_making_holds_up_nobody(db: Database) -> None:
     """A first grant that a caller's transaction makes too: other accounts, new ones also, do not wait for its end."""
-    async with Ledger(db, LedgerConfig(busy_timeout_s=0.8, sweep_interval_s=0)) as ledger:
+    async with Ledger(db, LedgerConfig(busy_timeout_s=1.5, sweep_interval_s=0)) as ledger:
         await give(ledger, ACCOUNTS[:2])
         async with db.transaction() as tx:
             await ledger.grant(CREDITS, 5, key="callers", tx=tx)

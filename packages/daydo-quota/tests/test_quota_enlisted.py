@@ -103,6 +103,42 @@ async def test_an_old_snapshot_answers_repeats(own: Ledger, engine: AsyncEngine)
     assert await own.balance(account) == Balance(spent=4)
 
 
+@pytest.mark.dialect("mysql")
+async def test_an_old_snapshot_grants_no_period_twice(own: Ledger, engine: AsyncEngine, clock: ManualClock) -> None:
+    """A caller whose snapshot is older than the day's grant, or than the allowance, finds both there."""
+    account = Account("acme", "u_7", "credits")
+    await own.allow(account, 5, key="free", every="day")
+    clock.advance(86_400)
+    async with async_sessionmaker(engine).begin() as session:
+        tx = await enlist(session)
+        await session.execute(text("SELECT COUNT(*) FROM daydo_quota_grant"))
+        await own.charge(account, 2, key="first")
+        await own.allow(account, 1, key="more", every="day")
+        with pytest.raises(InsufficientQuota):
+            await own.charge(account, 5, key="too_much", tx=tx)
+        assert not (await own.allow(account, 1, key="more", every="day", tx=tx)).created
+        assert (await own.disallow(account, key="more", tx=tx)).created
+        assert (await own.charge(account, 4, key="second", tx=tx)).created
+    assert await own.balance(account) == Balance(spent=6, expired=5)
+    clock.advance(86_400)
+    assert await own.balance(account) == Balance(available=5, spent=6, expired=5)
+
+
+@pytest.mark.dialect("mysql")
+async def test_an_old_snapshot_pays_what_is_owed(own: Ledger, engine: AsyncEngine) -> None:
+    """Debts made after a caller's snapshot are paid by what it grants, and by what it refunds."""
+    account = Account("acme", "u_7", "credits")
+    await own.charge(account, 2, key="first", overage="debt")
+    async with async_sessionmaker(engine).begin() as session:
+        tx = await enlist(session)
+        await session.execute(text("SELECT COUNT(*) FROM daydo_quota_hold"))
+        await own.charge(account, 3, key="second", overage="debt")
+        assert (await own.grant(account, 4, key="order", tx=tx)).remaining == 0
+        assert (await own.charge(account, 3, key="second", overage="debt", tx=tx)).owed == 1
+        await own.refund(account, 2, key="back", hold_key="first", tx=tx)
+    assert await own.balance(account) == Balance(available=1, spent=3)
+
+
 async def test_a_rollback_takes_everything_with_it(own: Ledger, engine: AsyncEngine) -> None:
     """Rows, history and counters of a call in a transaction that is rolled back never were."""
     account = Account("acme", "u_7", "credits")

@@ -21,6 +21,7 @@ from daydo_quota import (
     HoldCancelled,
     HoldConfirmed,
     HoldExpired,
+    InsufficientQuota,
     Ledger,
     LedgerConfig,
 )
@@ -579,6 +580,24 @@ async def test_counters_tell_what_happened(ledger: Ledger, clock: ManualClock) -
     assert settled == {"confirmed": 1, "expired": 1, "tombstone": 1}
     units = {name: count(ledger, f"{name}_units_total", "credits") for name in ("granted", "held", "spent", "returned")}
     assert units == {"granted": 10, "held": 6, "spent": 3, "returned": 3}
+
+
+async def test_counters_tell_of_charges_debts_and_allowances(ledger: Ledger, clock: ManualClock) -> None:
+    """A period's units are counted as granted when they are; what is owed and what is repaid each go up alone."""
+    for _ in range(2):
+        await ledger.allow(CREDITS, 3, key="free", every="day")
+    for _ in range(2):
+        await ledger.charge(CREDITS, 8, key="a", overage="debt")
+    with pytest.raises(InsufficientQuota):
+        await ledger.charge(CREDITS, 1, key="b")
+    clock.advance(86_400)
+    await ledger.disallow(CREDITS, key="free")
+    charges = {name: count(ledger, "charges_total", name) for name in ("charged", "replayed", "insufficient")}
+    assert charges == {"charged": 1, "replayed": 1, "insufficient": 1}
+    allowances = [count(ledger, "allowances_total", name) for name in ("allowed", "replayed", "disallowed")]
+    assert allowances == [1, 1, 1]
+    units = {name: count(ledger, f"{name}_units_total", "credits") for name in ("granted", "spent", "owed", "repaid")}
+    assert units == {"granted": 6, "spent": 8, "owed": 5, "repaid": 3}
 
 
 async def test_counters_tell_of_captures_and_refunds(ledger: Ledger) -> None:

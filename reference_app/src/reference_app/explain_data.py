@@ -13,7 +13,7 @@ import msgspec
 
 from daydo_db import Database, Tx, read_now_us
 from daydo_kernel import new_id
-from daydo_quota.planner import NEVER_US
+from daydo_quota.rows import NEVER_US
 
 from .accounts.service import CREDITS, TENANT
 
@@ -52,6 +52,7 @@ class Generator:
         await self._profiles()
         await self._uploads()
         await self._books()
+        await self._barriers()
         await self._workers()
         await self._runs()
         whale, *others = self._subjects
@@ -180,6 +181,7 @@ class Generator:
             "priority": 50,
             "effective_at_us": given_us,
             "expires_at_us": expires_at_us,
+            "notice_at_us": NEVER_US,
             "created_at_us": given_us,
             "phase": phase,
             "granted": remaining + spent,
@@ -227,7 +229,13 @@ class Generator:
             "reason": "",
             "at_us": self._now_us - _YEAR_US + seq * 1_000_000,
             **dict.fromkeys((*numbers, "available", "reserved", "spent", "expired"), 1),
+            **dict.fromkeys(("debt_change", "debt"), 0),
         }
+
+    async def _barriers(self) -> None:
+        names = {"step": "ship", "action": "do", "made_by": "do"}
+        asked = [{"saga": new_id("saga"), **names, "at_us": self._past_us()} for _ in range(self._rows)]
+        await self._insert("daydo_quota_barrier", asked)
 
     # Runs: nearly all are over; a tenth waits for its next attempt; some run elsewhere; a few need the janitor.
 

@@ -18,9 +18,11 @@ from daydo_db.telemetry import Sent
 from daydo_kernel import Draining, Page, new_id
 from daydo_pipeline import Owner, ProviderCall, Run, Runs, RunsConfig
 from daydo_quota import Account, Entry, InsufficientQuota, Ledger, LedgerConfig
+from daydo_quota.rows import NEVER_US
+from daydo_quota.saga import Action, barrier, forget
 from daydo_redis import Redis
 
-from .accounts.service import CREDITS, TENANT, Accounts, Contact
+from .accounts.service import CREDITS, TENANT, Accounts, Contact, SignUpCredits
 from .accounts.tables import Profile
 from .explain_data import People
 from .images.config import ImagesConfig
@@ -36,19 +38,22 @@ _WAIT_S = 60.0
 async def walk(db: Database, people: People) -> None:
     """All of it; ``db`` holds what :mod:`reference_app.explain_data` makes and is given up afterwards."""
     bind([Profile, Upload], db)
-    ledger = Ledger(db, LedgerConfig(sweep_interval_s=0))
+    ledger = Ledger(db, LedgerConfig(sweep_interval_s=0, audit_interval_s=0))
     await _walk_accounts(db, ledger)
     async with ledger:
         await _walk_quota(db, ledger, people)
+        await _walk_time(db, ledger)
+        await _walk_sagas(db)
         await _walk_uploads(db, people)
         await _walk_runs(db, ledger, people)
+    await _walk_roll_up(db, people)
 
 
 async def _walk_accounts(db: Database, ledger: Ledger) -> None:
     redis = Redis("embedded://")  # For tickets, which are not walked: never opened.
     contact = Contact(email="walker@example.com")
     async with ledger, Auth(db, redis, _auth_config(rounds=4)) as auth:
-        accounts = Accounts(db, auth, ledger, welcome_credits=100)
+        accounts = Accounts(db, auth, ledger, SignUpCredits(welcome=100, daily=10))
         profile, tokens = await accounts.register(contact, _PASSWORD, device="desk")
         await accounts.login(contact, _PASSWORD, device="phone")
         await auth.refresh(tokens.refresh)
@@ -77,6 +82,12 @@ async def _walk_quota(db: Database, ledger: Ledger, people: People) -> None:
             hold.charge = 3
         with suppress(InsufficientQuota):
             await ledger.reserve(account, 10**9, key=new_id("walk"))
+        bought = new_id("walk")
+        async with ledger.hold_all([(account, 4)], key=bought) as (work,):
+            await work.capture(1, key=new_id("walk"))
+            await work.extend(600)
+        await ledger.refund(account, 2, key=new_id("walk"), hold_key=bought)
+        await ledger.charge(account, 1, key=new_id("walk"))
         async with db.transaction() as tx:
             grant, first, second = new_id("walk"), new_id("walk"), new_id("walk")
             for _ in range(2):  # The second time the key is known.
@@ -93,6 +104,37 @@ async def _walk_quota(db: Database, ledger: Ledger, people: People) -> None:
     await ledger.grant(Account(TENANT, new_id("user"), CREDITS), 1, key=new_id("walk"))
     async with db.transaction() as tx:
         await ledger.grant(Account(TENANT, new_id("user"), CREDITS), 1, key=new_id("walk"), tx=tx)
+
+
+async def _walk_time(db: Database, ledger: Ledger) -> None:
+    """An account with a debt and an allowance, whose time has come."""
+    account = Account(TENANT, new_id("user"), CREDITS)
+    await ledger.allow(account, 5, key=new_id("walk"), every="month")
+    await ledger.charge(account, 8, key=new_id("walk"), overage="debt")
+    ended = new_id("walk")
+    await ledger.allow(account, 5, key=ended, every="day", starts_at_us=NEVER_US - 1)
+    await ledger.disallow(account, key=ended)
+    come = "UPDATE daydo_quota_account SET next_due_at_us = 1, renews_at_us = 1 WHERE tenant = ? AND subject = ?"
+    await db.execute(come, [TENANT, account.subject])
+    await ledger.balance(account)
+    await ledger.grant(account, 9, key=new_id("walk"))
+
+
+async def _walk_roll_up(db: Database, people: People) -> None:
+    config = LedgerConfig(sweep_interval_s=0, audit_interval_s=0, entries_kept_s=86_400, roll_up_accounts=10)
+    async with Ledger(db, config) as ledger:
+        page = await ledger.history(TENANT, people.whale, limit=_PAGE)
+        await ledger.upkeep.roll_up_all()
+        await ledger.history(TENANT, people.whale, cursor=page.next_cursor)  # what followed it is gone
+
+
+async def _walk_sagas(db: Database) -> None:
+    saga = new_id("walk")
+    actions: tuple[Action, ...] = ("do", "do", "undo")
+    for action in actions:
+        await db.run(partial(barrier, saga=saga, step="ship", action=action))
+    while await forget(db, older_than_s=86_400):
+        pass
 
 
 async def _history(ledger: Ledger, subject: str, cursor: str | None) -> Page[Entry]:

@@ -12,7 +12,7 @@ from litestar import Litestar, Router
 from litestar.types import ASGIApp
 
 from daydo_auth import Auth
-from daydo_auth.litestar import AuthPlugin, auth_router, authenticated, live_ticket_handler
+from daydo_auth.litestar import AuthPlugin, auth_router, authenticated, live_ticket_handler, permitted
 from daydo_db import Database
 from daydo_db.backup import Backups
 from daydo_db.migrate import migrate
@@ -23,11 +23,11 @@ from daydo_observe import Observe
 from daydo_observe.logs import configure_logging
 from daydo_pipeline import Runs
 from daydo_quota import Ledger
-from daydo_quota.litestar import quota_router
+from daydo_quota.litestar import quota_admin_router, quota_router
 from daydo_redis import Redis
 
 from .accounts.routes import accounts_router
-from .accounts.service import Accounts
+from .accounts.service import Accounts, SignUpCredits
 from .accounts.tables import Profile
 from .events import LogEvents
 from .images.features import PROVIDER, features_of, flow_of
@@ -74,7 +74,8 @@ def compose(settings: Settings) -> Service:
     providers = {PROVIDER: LocalProvider(workers, files)}
     runs = Runs(db, settings.pipeline, flows=flows, providers=providers, quota=ledger, events=events)
 
-    accounts = Accounts(db, auth, ledger, welcome_credits=settings.welcome_credits)
+    sign_up = SignUpCredits(welcome=settings.welcome_credits, daily=settings.daily_credits)
+    accounts = Accounts(db, auth, ledger, sign_up)
     images = Images(runs, Uploads(db), files, workers, features, settings.images)
 
     parts: dict[str, Part] = {"db": db, "redis": redis, "auth": auth, "quota": ledger, "images": workers}
@@ -90,6 +91,7 @@ def compose(settings: Settings) -> Service:
             auth_router(auth),
             live_ticket_handler(auth),
             Router("/quota", route_handlers=[quota_router(ledger, owner=_owner)], guards=[authenticated]),
+            quota_admin_router(ledger, _owner, "/admin/quota", guards=[permitted("quota:admin")]),
             images_router(images, settings.images),
         ],
     )

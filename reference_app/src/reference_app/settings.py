@@ -125,6 +125,9 @@ class Settings(Config, frozen=True, kw_only=True):
     welcome_credits: Annotated[
         int, Meta(ge=0, le=1_000_000, description="granted once at registration", examples=[100])
     ] = 100
+    daily_credits: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="free each day for users who register from now on", examples=[10])
+    ] = 0
     images: ImagesConfig = ImagesConfig()
     image_workers: ImageWorkersConfig = ImageWorkersConfig()
     database: DatabaseConfig = DatabaseConfig()

@@ -256,7 +256,8 @@ class Answers:
 
     def __init__(self, shapes: Shapes, now_s: Callable[[], float], number: int = 1) -> None:
         self._now_s = now_s
-        self._allowed, self._answer, self._forbidden = Answer("", shapes), Answer("", shapes, number), Answer("", shapes)
+        self._allowed, self._forbidden = Answer("", shapes), Answer("", shapes)
+        self._answer = Answer("", shapes, number)
         self._to_come = [self._forbidden, self._answer, self._allowed]
         self.ended_s: list[float] = []
         self.rest = b""

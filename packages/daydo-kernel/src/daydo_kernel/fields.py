@@ -9,6 +9,7 @@ from .errors import FieldError
 _RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
     (re.compile(pattern), zh, en)
     for pattern, zh, en in (
+        (r"Missing required \w+ parameter '(?P<name>.+?)' for", "缺少必填字段", "This field is required"),  # Litestar's
         (r"missing required field(?: `(?P<name>.+)`)?", "缺少必填字段", "This field is required"),
         (r"contains unknown field `(?P<name>.+)`", "未知字段", "This field is not known here"),
         (r"of length >= (\d+)", "长度不得少于 {0}", "Must be at least {0} long"),

@@ -2,8 +2,11 @@
 
 from .errors import (
     AccountBusy,
+    AllowanceLimit,
+    AllowanceUnknown,
     BadAccounts,
     BadAmount,
+    BadCalendar,
     BadName,
     BadPeriod,
     BadReason,
@@ -13,6 +16,7 @@ from .errors import (
     HoldCancelled,
     HoldConfirmed,
     HoldExpired,
+    HoldOpen,
     HoldUnknown,
     InsufficientQuota,
     KeyConflict,
@@ -22,16 +26,35 @@ from .errors import (
     RefundExceedsCharge,
 )
 from .ledger import Ledger, LedgerConfig, OpenHold
-from .model import Account, AccountBalance, AccountLike, Audit, Balance, Disagreement, Entry, Grant, Hold, Policy
+from .model import (
+    Account,
+    AccountBalance,
+    AccountLike,
+    Allowance,
+    Audit,
+    Balance,
+    Disagreement,
+    Entry,
+    Grant,
+    Hold,
+    Overage,
+    Policy,
+)
+from .periods import Anchor, Every
 
 __all__ = [
     "Account",
     "AccountBalance",
     "AccountBusy",
     "AccountLike",
+    "Allowance",
+    "AllowanceLimit",
+    "AllowanceUnknown",
+    "Anchor",
     "Audit",
     "BadAccounts",
     "BadAmount",
+    "BadCalendar",
     "BadName",
     "BadPeriod",
     "BadReason",
@@ -41,11 +64,13 @@ __all__ = [
     "ChargeExceedsHold",
     "Disagreement",
     "Entry",
+    "Every",
     "Grant",
     "Hold",
     "HoldCancelled",
     "HoldConfirmed",
     "HoldExpired",
+    "HoldOpen",
     "HoldUnknown",
     "InsufficientQuota",
     "KeyConflict",
@@ -53,6 +78,7 @@ __all__ = [
     "LedgerConfig",
     "LedgerLeft",
     "OpenHold",
+    "Overage",
     "Policy",
     "QueueFull",
     "QuotaError",

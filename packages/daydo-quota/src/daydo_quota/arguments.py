@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import get_args
 
-from .errors import BadAccounts, BadAmount, BadName, BadPeriod, BadReason
+from .errors import BadAccounts, BadAmount, BadCalendar, BadName, BadPeriod, BadReason
 from .model import AccountLike
-from .planner import MAX_UNITS, NEVER_US, AccountKey
+from .periods import Anchor, Every, clock_of
+from .rows import MAX_UNITS, NEVER_US, AccountKey
 
 MAX_OWNER = 128
 MAX_UNIT = 32
@@ -15,6 +17,7 @@ MAX_KEY = 200
 MAX_SOURCE = 32
 MAX_REASON = 200
 MAX_PRIORITY = 100
+MAX_ZONE = 64
 MAX_LEGS = 16
 
 # No spaces: a padding collation would take "a" and "a " for the same key.
@@ -65,6 +68,17 @@ def check_instant(field: str, at_us: int | None) -> int | None:
     if at_us is not None and (type(at_us) is not int or not 0 <= at_us < NEVER_US):
         raise BadPeriod(field=field)
     return at_us
+
+
+def check_calendar(every: Every, zone: str, anchor: Anchor) -> None:
+    """BadCalendar for what is no period."""
+    for field, value, known in (("every", every, get_args(Every)), ("anchor", anchor, get_args(Anchor))):
+        if value not in known:
+            raise BadCalendar(field=field, value=str(value))
+    # Bounded before it is looked for, for it is the name of a file.
+    if not isinstance(zone, str) or len(zone) > MAX_ZONE:
+        raise BadCalendar(field="zone", value=str(zone)[:MAX_ZONE])
+    clock_of(zone)
 
 
 def check_ttl(ttl_s: float, most_s: float) -> int:

@@ -8,8 +8,8 @@ since the walk began some is seen. Together they leave no number of the books wi
 
 * *accounts*: each balance is the sum over the grants; ``reserved`` and each grant's ``held`` are what the open holds
   say; the last entry has the account's balances; nothing is due before the account would look.
-* *grants*, *holds*, *amendments*: each row agrees with itself and has its entries. A grant still is what was asked
-  for: its fingerprint says so.
+* *grants*, *allowances*, *holds*, *amendments*: each row agrees with itself and has its entries. Grants and allowances
+  still are what was asked for: their fingerprints say so.
 * *entries*: each follows from the one before, moves units as its kind does, and says what its row says.
 * *charges*: what the account has spent is what its holds were charged and not refunded.
 
@@ -24,25 +24,31 @@ one moment, and every entry was read once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from daydo_db import Database, Tx, Value
 
 from .model import Audit, Disagreement
-from .planner import NEVER_US, GrantUnits, Share, fingerprint
+from .ops import Allow, GrantUnits, fingerprint
+from .periods import Anchor, Every
+from .rows import DEBT, NEVER_US, Share
 
 _PARTS = msgspec.json.Decoder(list[Share])
 
+_BATCH = """
+    SELECT a.id, COALESCE((SELECT MIN(e.seq) FROM daydo_quota_entry e WHERE e.account_id = a.id), 1), a.seq
+    FROM daydo_quota_account a WHERE a.id {beyond} ? {tenant}ORDER BY a.id LIMIT ?"""
 _OF_ACCOUNTS = {
     "an account differs from the sum of its grants": """
         SELECT a.id, a.id FROM daydo_quota_account a LEFT JOIN daydo_quota_grant g ON g.account_id = a.id
-        WHERE a.id IN ({ids}) GROUP BY a.id, a.pending, a.available, a.reserved, a.spent, a.expired
+        WHERE a.id IN ({ids}) GROUP BY a.id, a.pending, a.available, a.reserved, a.spent, a.expired, a.debt
         HAVING a.pending <> COALESCE(SUM(CASE WHEN g.phase = 'pending' THEN g.remaining ELSE 0 END), 0)
             OR a.available <> COALESCE(SUM(CASE WHEN g.phase <> 'pending' THEN g.remaining ELSE 0 END), 0)
-            OR a.reserved <> COALESCE(SUM(g.held), 0) OR a.spent <> COALESCE(SUM(g.spent), 0)
+            OR a.reserved <> COALESCE(SUM(g.held), 0) OR a.spent - a.debt <> COALESCE(SUM(g.spent), 0)
             OR a.expired <> COALESCE(SUM(g.expired), 0)""",
     "reserved is not the sum of the open holds": """
         SELECT a.id, a.id FROM daydo_quota_account a
@@ -54,7 +60,7 @@ _OF_ACCOUNTS = {
         LEFT JOIN daydo_quota_entry e ON e.account_id = a.id AND e.seq = a.seq
         WHERE a.id IN ({ids}) AND (
             COALESCE(e.available, 0) <> a.available OR COALESCE(e.reserved, 0) <> a.reserved
-            OR COALESCE(e.spent, 0) <> a.spent OR COALESCE(e.expired, 0) <> a.expired
+            OR COALESCE(e.spent, 0) <> a.spent OR COALESCE(e.expired, 0) <> a.expired OR COALESCE(e.debt, 0) <> a.debt
             OR (a.seq <> 0 AND e.seq IS NULL))""",
     "there are entries after the last": """
         SELECT a.id, MAX(e.seq) FROM daydo_quota_account a JOIN daydo_quota_entry e ON e.account_id = a.id
@@ -64,13 +70,22 @@ _OF_ACCOUNTS = {
         WHERE a.id IN ({ids}) AND h.phase = 'open' AND h.expires_at_us < a.next_due_at_us
         UNION ALL
         SELECT a.id, g.id FROM daydo_quota_account a JOIN daydo_quota_grant g ON g.account_id = a.id
-        WHERE a.id IN ({ids}) AND ((g.phase = 'live' AND g.remaining > 0 AND g.expires_at_us < a.next_due_at_us)
-            OR (g.phase = 'pending' AND g.effective_at_us < a.next_due_at_us))""",
+        WHERE a.id IN ({ids}) AND ((g.phase = 'live' AND g.remaining > 0
+                AND (g.expires_at_us < a.next_due_at_us OR g.notice_at_us < a.next_due_at_us))
+            OR (g.phase = 'pending' AND g.effective_at_us < a.next_due_at_us))
+        UNION ALL
+        SELECT a.id, a.id FROM daydo_quota_account a LEFT JOIN daydo_quota_allowance w ON w.account_id = a.id
+        WHERE a.id IN ({ids}) GROUP BY a.id, a.renews_at_us
+        HAVING a.renews_at_us <> COALESCE(MIN(w.next_at_us), {never})""",
+    "something is available beside a debt": """
+        SELECT a.id, a.id FROM daydo_quota_account a WHERE a.id IN ({ids}) AND a.debt > 0 AND a.available > 0""",
 }
 _HELD = """
     SELECT account_id, id, held, '' FROM daydo_quota_grant WHERE account_id IN ({ids}) AND held > 0
     UNION ALL
-    SELECT account_id, id, 0, parts FROM daydo_quota_hold WHERE account_id IN ({ids}) AND phase = 'open'"""
+    SELECT account_id, id, 0, parts FROM daydo_quota_hold WHERE account_id IN ({ids}) AND phase IN ('open', 'owing')
+    UNION ALL
+    SELECT id, '', debt, '' FROM daydo_quota_account WHERE id IN ({ids}) AND debt > 0"""
 
 # When the entries of an account that were rolled up ended; -1 where none were.
 _ROLLED = """COALESCE((SELECT CASE r.kind WHEN 'rolled_up' THEN r.at_us ELSE -1 END FROM daydo_quota_entry r
@@ -87,15 +102,22 @@ _HOLDS = f"""
         h.created_at_us, h.expires_at_us, h.resolved_at_us, {_ROLLED.format(row="h")},
         made.amount, ended.kind, COALESCE(ended.spent_change, 0) + COALESCE(late.spent_change, 0),
         (SELECT COALESCE(SUM(m.amount), 0) FROM daydo_quota_amendment m WHERE m.hold_id = h.id AND m.kind = 'capture'),
-        (SELECT COALESCE(SUM(m.amount), 0) FROM daydo_quota_amendment m WHERE m.hold_id = h.id AND m.kind = 'refund')
+        (SELECT COALESCE(SUM(m.amount), 0) FROM daydo_quota_amendment m WHERE m.hold_id = h.id AND m.kind = 'refund'),
+        (SELECT COUNT(*) FROM daydo_quota_hold f WHERE f.tenant = h.tenant AND f.op_key = h.op_key AND f.leg = 0)
     FROM daydo_quota_hold h
     LEFT JOIN daydo_quota_entry made ON made.op_id = h.id AND made.step = 'held'
     LEFT JOIN daydo_quota_entry ended ON ended.op_id = h.id AND ended.step = 'resolve'
     LEFT JOIN daydo_quota_entry late ON late.op_id = h.id AND late.step = 'late'
     WHERE h.id > ? AND h.id <= ? {{tenant}}ORDER BY h.id"""  # noqa: S608 - names of ours
+_ALLOWANCES = """
+    SELECT w.account_id, w.id, a.tenant, a.subject, a.unit, w.op_key, w.amount, w.every, w.zone, w.anchor, w.source,
+        w.priority, w.starts_at_us, w.until_us, w.next_at_us, w.created_at_us, w.fingerprint
+    FROM daydo_quota_allowance w LEFT JOIN daydo_quota_account a ON a.id = w.account_id
+    WHERE w.id > ? AND w.id <= ? {tenant}ORDER BY w.id"""
 _AMENDMENTS = f"""
-    SELECT m.account_id, m.id, m.amount, e.amount, m.created_at_us, {_ROLLED.format(row="m")}
-    FROM daydo_quota_amendment m LEFT JOIN daydo_quota_entry e
+    SELECT m.account_id, m.id, m.amount, e.amount, m.created_at_us, {_ROLLED.format(row="m")}, h.account_id
+    FROM daydo_quota_amendment m LEFT JOIN daydo_quota_hold h ON h.id = m.hold_id
+    LEFT JOIN daydo_quota_entry e
         ON e.op_id = m.id AND e.step = CASE m.kind WHEN 'capture' THEN 'captured' ELSE 'refunded' END
     WHERE m.id > ? AND m.id <= ? {{tenant}}ORDER BY m.id"""  # noqa: S608 - names of ours
 
@@ -108,36 +130,53 @@ _FOLLOWS = """
         OR e.available <> COALESCE(b.available, 0) + e.available_change
         OR e.reserved <> COALESCE(b.reserved, 0) + e.reserved_change
         OR e.spent <> COALESCE(b.spent, 0) + e.spent_change
-        OR e.expired <> COALESCE(b.expired, 0) + e.expired_change)
+        OR e.expired <> COALESCE(b.expired, 0) + e.expired_change
+        OR e.debt <> COALESCE(b.debt, 0) + e.debt_change
+        OR (e.kind = 'repaid' AND b.kind <> 'rolled_up' AND e.at_us <> b.at_us))
     ORDER BY e.account_id, e.seq LIMIT 1"""
 # By kind: what its row says, and where its units go. A kind that is not here agrees with nothing.
 _SAYS = {
     "granted": """g.account_id = e.account_id AND e.at_us = g.created_at_us AND e.amount = g.granted
         AND e.available_change IN (0, e.amount) AND e.reserved_change = 0 AND e.spent_change = 0
-        AND e.expired_change = 0""",
+        AND e.expired_change = 0
+        AND e.debt_change = 0""",
     "activated": """g.account_id = e.account_id AND e.at_us = g.effective_at_us
-        AND e.available_change = e.amount AND e.reserved_change = 0 AND e.spent_change = 0 AND e.expired_change = 0""",
+        AND e.amount = g.granted AND e.available_change = e.amount AND e.reserved_change = 0
+        AND e.spent_change = 0 AND e.expired_change = 0
+        AND e.debt_change = 0""",
     "grant_expired": """g.account_id = e.account_id AND e.at_us = g.expires_at_us
         AND e.available_change = -e.amount AND e.expired_change = e.amount AND e.reserved_change = 0
-        AND e.spent_change = 0""",
+        AND e.spent_change = 0
+        AND e.debt_change = 0""",
     "held": """h.account_id = e.account_id AND e.at_us = h.created_at_us AND e.amount = h.amount
         AND e.available_change = -e.amount AND e.reserved_change = e.amount AND e.spent_change = 0
-        AND e.expired_change = 0""",
+        AND e.expired_change = 0
+        AND e.debt_change = 0""",
     "confirmed": """h.account_id = e.account_id AND e.at_us = h.resolved_at_us AND e.amount = h.final
         AND e.spent_change = e.amount
-        AND e.available_change + e.reserved_change + e.spent_change + e.expired_change = 0""",
+        AND e.available_change + e.reserved_change + e.spent_change + e.expired_change = e.debt_change
+        AND e.debt_change >= 0""",
+    "charged": """h.account_id = e.account_id AND e.at_us = h.resolved_at_us AND e.amount = h.final AND h.amount = 0
+        AND e.spent_change = e.amount AND e.available_change + e.amount = e.debt_change AND e.debt_change >= 0
+        AND e.reserved_change = 0 AND e.expired_change = 0""",
+    "repaid": """COALESCE(g.account_id, h.account_id, m.account_id) = e.account_id AND e.amount > 0
+        AND e.available_change = -e.amount AND e.debt_change = -e.amount AND e.reserved_change = 0
+        AND e.spent_change = 0 AND e.expired_change = 0""",
     "cancelled": """h.account_id = e.account_id AND e.at_us = h.resolved_at_us AND e.amount = h.amount - h.captured
         AND e.reserved_change = -e.amount AND e.spent_change = 0
-        AND e.available_change + e.expired_change = e.amount""",
+        AND e.available_change + e.expired_change = e.amount
+        AND e.debt_change = 0""",
     "hold_expired": """h.account_id = e.account_id AND e.at_us = h.expires_at_us
         AND e.amount = h.amount - (h.captured - h.final) AND e.reserved_change = -e.amount AND e.spent_change = 0
-        AND e.available_change + e.expired_change = e.amount""",
+        AND e.available_change + e.expired_change = e.amount
+        AND e.debt_change = 0""",
     "captured": """m.account_id = e.account_id AND e.at_us = m.created_at_us AND e.amount = m.amount
         AND e.reserved_change = -e.amount AND e.spent_change = e.amount AND e.available_change = 0
-        AND e.expired_change = 0""",
+        AND e.expired_change = 0
+        AND e.debt_change = 0""",
     "refunded": """m.account_id = e.account_id AND e.at_us = m.created_at_us AND e.amount = m.amount
         AND e.spent_change = -e.amount AND e.reserved_change = 0
-        AND e.available_change + e.expired_change = e.amount""",
+        AND e.available_change + e.expired_change = e.amount + e.debt_change AND e.debt_change <= 0""",
     "rolled_up": "e.amount = 0",
 }
 _SPEAKS = f"""
@@ -164,10 +203,17 @@ _SINCE = """
     FROM daydo_quota_entry e LEFT JOIN daydo_quota_amendment m ON m.id = e.op_id
     WHERE e.account_id = ? AND e.seq > ? AND e.seq <= ?"""
 
-Stage = Literal["accounts", "grants", "holds", "amendments", "entries", "charges"]
+_OF_ENTRIES = {
+    "an entry's balances do not follow from the one before": _FOLLOWS,
+    "an entry says other than its row": _SPEAKS,
+}
+_CHARGED = "what is spent is not what the holds were charged"
+
+Stage = Literal["accounts", "grants", "allowances", "holds", "amendments", "entries", "charges"]
 _NEXT: dict[Stage, Stage] = {
     "accounts": "grants",
-    "grants": "holds",
+    "grants": "allowances",
+    "allowances": "holds",
     "holds": "amendments",
     "amendments": "entries",
     "entries": "charges",
@@ -257,33 +303,313 @@ class Auditor:
         found = []
         for complaint, sql in _OF_ACCOUNTS.items():
             args = [*ids] * sql.count("{ids}")
-            rows = (await self._read(sql.format(ids=marks), args)).rows
+            rows = (await self._read(sql.format(ids=marks, never=NEVER_US), args)).rows
             found += [Disagreement(complaint, row[0], str(row[1])) for row in rows]
-        rows = (await self._read(_HELD.format(ids=marks), [*ids, *ids])).rows
+        rows = (await self._read(_HELD.format(ids=marks), ids * 3)).rows
         found += _misheld(rows)
         first = min(found, key=lambda one: one.account_id, default=None)
         return Step(Place("accounts", ids[-1]), accounts=len(ids), found=first)
 
     async def _batch(self, place: Place) -> list[_Account]:
         mine: list[Value] = [] if self._tenant is None else [self._tenant]
-        rows = await self._read(
-            "SELECT a.id, COALESCE((SELECT MIN(e.seq) FROM daydo_quota_entry e WHERE e.account_id = a.id), 1), a.seq "
-            f"FROM daydo_quota_account a WHERE a.id {'>=' if place.seq else '>'} ? "  # noqa: S608 - names of ours
-            f"{'AND a.tenant = ? ' if mine else ''}ORDER BY a.id LIMIT ?",
-            [place.account_id, *mine, self._accounts_most],
-        )
-        return [_Account(*row) for row in rows.rows]
+        select = _BATCH.format(beyond=">=" if place.seq else ">", tenant="AND a.tenant = ? " if mine else "")
+        return [
+            _Account(*row) for row in (await self._read(select, [place.account_id, *mine, self._accounts_most])).rows
+        ]
 
     async def _rows(self, place: Place) -> Step:
-        table, select, complaint_of = _WALKS[place.stage]
+        walk = _WALKS[place.stage]
         # The tenant's rows, from windows of everybody's: so one costs the same whoever it belongs to.
-        ids = f"SELECT MAX(id) FROM (SELECT id FROM {table} WHERE id > ? ORDER BY id LIMIT ?) some_ids"  # noqa: S608
+        ids = f"SELECT MAX(id) FROM (SELECT id FROM {walk.table} WHERE id > ? ORDER BY id LIMIT ?) some_ids"  # noqa: S608
         last = (await self._read(ids, [place.row_id, self._rows_most])).rows[0][0]
         if last is None:
             return Step(_after(place))
         mine: list[Value] = [] if self._tenant is None else [self._tenant]
-        sql = select.format(tenant=f"AND {table.removeprefix('daydo_quota_')[0]}.tenant = ? " if mine else "")
+        sql = walk.select.format(tenant=walk.tenant if mine else "")
         for row in (await self._read(sql, [place.row_id, last, *mine])).rows:
-            if not agrees(*row[2:]):
-                return Step(None, found=Disagreement(complaint, row[0], row[1]))
+            if not walk.agrees(*row):
+                return Step(None, found=Disagreement(walk.complaint, row[0], row[1]))
         return Step(Place(place.stage, row_id=last))
+
+    async def _entries(self, place: Place) -> Step:
+        batch = await self._batch(place)
+        if not batch:
+            return Step(_after(place))
+        slices, rest = _pack(batch, place, self._rows_most)
+        entries = sum(one.last - one.after for one in slices)
+        args = [value for one in slices for value in one]
+        for complaint, select in _OF_ENTRIES.items():
+            sql = select.format(slices=" OR ".join([_SLICE] * len(slices)))
+            for row in (await self._read(sql, args)).rows if slices else ():
+                return Step(None, entries=entries, found=Disagreement(complaint, row[0], str(row[1])))
+        return Step(rest, entries=entries)
+
+    async def _charges(self, place: Place) -> Step:
+        batch = await self._batch(place)
+        if not batch:
+            return Step(None)
+        if batch[0].seq > self._rows_most:
+            return await self._some_charges(place if place.seq else Place("charges", batch[0].id))
+        ids, room = list[int](), self._rows_most
+        for account in batch:
+            room -= account.seq
+            if room < 0:
+                break
+            ids.append(account.id)
+        for row in (await self._read(_CHARGES.format(ids=", ".join("?" * len(ids))), ids)).rows:
+            return Step(None, found=Disagreement(_CHARGED, row[0], str(row[1])))
+        return Step(Place("charges", ids[-1]))
+
+    async def _some_charges(self, place: Place) -> Step:
+        args: list[Value] = [place.account_id, place.row_id, self._rows_most, place.account_id]
+        seq, spent, holds, last, charged = (await self._read(_SOME_CHARGES, args)).rows[0]
+        charged += place.charged
+        for after in range(place.seq, seq, self._rows_most) if place.seq else ():
+            until = min(seq, after + self._rows_most)
+            args = [place.row_id, place.account_id, after, until]
+            entries, since = (await self._read(_SINCE, args)).rows[0]
+            if entries != until - after:
+                # Rolled up since the slice before: what they said is lost, so this account begins anew.
+                return Step(Place("charges", place.account_id - 1))
+            charged += since
+        if holds == self._rows_most:
+            return Step(Place("charges", place.account_id, seq, last, charged))
+        found = Disagreement(_CHARGED, place.account_id, str(place.account_id)) if charged != spent else None
+        return Step(Place("charges", place.account_id), found=found)
+
+
+def _after(place: Place) -> Place:
+    return Place(_NEXT[place.stage])
+
+
+def _misheld(rows: Iterable[Sequence[Any]]) -> Iterator[Disagreement]:
+    """Grants whose ``held`` is not what the open holds say they took from them; debts that are not what holds owe."""
+    held: dict[tuple[int, str], int] = {}
+    for account_id, row_id, units, parts in rows:
+        shares = _claimed(_shares(parts)) if parts else [(row_id, units)]
+        for grant_id, change in shares:
+            held[account_id, grant_id] = held.get((account_id, grant_id), 0) + int(change)
+    for (account_id, grant_id), difference in sorted(held.items()):
+        if difference and grant_id == DEBT:
+            yield Disagreement("the debt is not what the holds owe", account_id, str(account_id))
+        elif difference:
+            yield Disagreement("a grant's held units are not those of the open holds", account_id, grant_id)
+
+
+def _claimed(shares: Iterable[Share]) -> list[tuple[str, int]]:
+    return [(part.grant_id, part.refunded - part.used if part.grant_id == DEBT else -part.free) for part in shares]
+
+
+def _shares(parts: str) -> list[Share]:
+    """None at all where they cannot be read: then the sums do not agree either."""
+    try:
+        return _PARTS.decode(parts)
+    except msgspec.DecodeError:
+        return []
+
+
+def _grant_agrees(
+    account_id: int,
+    grant_id: str,
+    granted: int,
+    parts: int,
+    entered: int | None,
+    created_at_us: int,
+    rolled_us: int,
+    tenant: str | None,
+    subject: str,
+    unit: str,
+    key: str,
+    source: str,
+    priority: int,
+    effective_at_us: int,
+    expires_at_us: int,
+    stored: str,
+) -> bool:
+    if tenant is None or granted != parts:
+        return False
+    if entered != granted and (entered is not None or created_at_us > rolled_us):
+        return False
+    # "From now on" is stored as the time of that now.
+    begins = [effective_at_us, None] if effective_at_us == created_at_us else [effective_at_us]
+    asked = GrantUnits(
+        id="",
+        account=(tenant, subject, unit),
+        key=key,
+        amount=granted,
+        source=source,
+        priority=priority,
+        effective_at_us=None,
+        expires_at_us=_unless_never(expires_at_us),
+        reason="",
+    )
+    return any(fingerprint(replace(asked, effective_at_us=begin)) == stored for begin in begins)
+
+
+def _allowance_agrees(
+    account_id: int,
+    allowance_id: str,
+    tenant: str | None,
+    subject: str,
+    unit: str,
+    key: str,
+    amount: int,
+    every: Every,
+    zone: str,
+    anchor: Anchor,
+    source: str,
+    priority: int,
+    starts_at_us: int,
+    until_us: int,
+    next_at_us: int,
+    created_at_us: int,
+    stored: str,
+) -> bool:
+    if tenant is None:
+        return False
+    if next_at_us == NEVER_US:
+        # It is over, perhaps by a disallow: until when it was to go on is not known any more.
+        return True
+    starts = [starts_at_us, None] if starts_at_us == created_at_us else [starts_at_us]
+    asked = Allow(
+        id="",
+        account=(tenant, subject, unit),
+        key=key,
+        amount=amount,
+        every=every,
+        zone=zone,
+        anchor=anchor,
+        source=source,
+        priority=priority,
+        starts_at_us=None,
+        until_us=_unless_never(until_us),
+        reason="",
+    )
+    return any(fingerprint(replace(asked, starts_at_us=start)) == stored for start in starts)
+
+
+def _unless_never(at_us: int) -> int | None:
+    return at_us if at_us != NEVER_US else None
+
+
+def _hold_agrees(
+    account_id: int,
+    hold_id: str,
+    phase: str,
+    leg: int,
+    amount: int,
+    captured: int,
+    final: int,
+    refunded: int,
+    parts: str,
+    created_at_us: int,
+    expires_at_us: int,
+    resolved_at_us: int,
+    rolled_us: int,
+    made: int | None,
+    ended: str | None,
+    charged_at_end: int,
+    captures: int,
+    refunds: int,
+    claims: int,
+) -> bool:
+    shares = _shares(parts)
+    if not amount:
+        # A tombstone, or a charge that nothing was held for.
+        entered = made is None and created_at_us == expires_at_us == resolved_at_us
+    else:
+        entered = made == amount if made is not None else created_at_us <= rolled_us
+    if ended is None:
+        settled = phase in ("open", "tombstone") or resolved_at_us <= rolled_us or expires_at_us <= rolled_us
+    else:
+        settled = ended in _ENDS.get(phase, ())
+    return (
+        entered
+        and settled
+        and leg in (0, account_id)
+        and claims == 1
+        and (resolved_at_us == NEVER_US) == (phase == "open")
+        and (resolved_at_us == expires_at_us or phase not in ("expired", "tombstone"))
+        and (phase == "owing") == any(part.grant_id == DEBT and part.used > part.refunded for part in shares)
+        and amount == sum(part.amount for part in shares)
+        and captured == sum(part.used for part in shares) == captures + final
+        and refunded == sum(part.refunded for part in shares) == refunds
+        and (final == charged_at_end or resolved_at_us <= rolled_us)
+    )
+
+
+_ENDS = {
+    "confirmed": ("confirmed", "charged", "hold_expired"),
+    "owing": ("confirmed", "charged"),
+    "cancelled": ("cancelled",),
+    "expired": ("hold_expired",),
+}
+
+
+def _amendment_agrees(
+    account_id: int,
+    amendment_id: str,
+    amount: int,
+    entered: int | None,
+    created_at_us: int,
+    rolled_us: int,
+    owner_id: int | None,
+) -> bool:
+    return owner_id == account_id and (entered == amount if entered is not None else created_at_us <= rolled_us)
+
+
+class _Walk(NamedTuple):
+    table: str
+    select: str
+    tenant: str
+    complaint: str
+    agrees: Callable[..., bool]
+
+
+_WALKS = {
+    "grants": _Walk(
+        "daydo_quota_grant",
+        _GRANTS,
+        "AND g.tenant = ? ",
+        "a grant differs from its parts or its entry",
+        _grant_agrees,
+    ),
+    "holds": _Walk(
+        "daydo_quota_hold",
+        _HOLDS,
+        "AND h.tenant = ? ",
+        "a hold differs from its parts, amendments or entries",
+        _hold_agrees,
+    ),
+    "allowances": _Walk(
+        "daydo_quota_allowance",
+        _ALLOWANCES,
+        "AND w.tenant = ? ",
+        "an allowance is not what was asked for",
+        _allowance_agrees,
+    ),
+    "amendments": _Walk(
+        "daydo_quota_amendment",
+        _AMENDMENTS,
+        "AND m.tenant = ? ",
+        "a capture or refund differs from its entry",
+        _amendment_agrees,
+    ),
+}
+
+
+def _pack(batch: Sequence[_Account], place: Place, most: int) -> tuple[list[Slice], Place]:
+    """Slices of at most ``most`` entries together, and the place behind them."""
+    slices, room = list[Slice](), most
+    for account in batch:
+        if not room:
+            break
+        after = place.seq if place.seq and account.id == place.account_id else account.first - 1
+        last = min(account.seq, after + room)
+        if last > after:
+            slices.append(Slice(account.id, after, last))
+            room -= last - after
+        if last < account.seq:
+            return slices, Place("entries", account.id, last)
+        place = Place("entries", account.id)
+    return slices, place

@@ -43,7 +43,8 @@ from daydo_db import (
 )
 
 from .errors import AccountBusy, LedgerLeft, QueueFull
-from .planner import AccountKey, Op, Outcome, accounts_of
+from .ops import Op, accounts_of
+from .rows import AccountKey, Outcome
 
 # The database's trouble, not an operation's: halving the batch would only double it.
 _EVERYBODYS = (ConnectionLost, Deadlock, LockTimeout, PoolTimeout, StorageFull)
@@ -65,9 +66,8 @@ class Written(NamedTuple):
     missing: set[AccountKey]
 
 
-Write = Callable[[Sequence[Op], Tx, float | None], Awaitable[Written]]
-"""Decide operations and write them in a transaction; wait so many seconds for accounts (0: for none, None: as long as
-the database does).
+Write = Callable[[Sequence[Op], Tx, float], Awaitable[Written]]
+"""Decide operations and write them in a transaction; wait so many seconds for accounts (0: for none).
 
 Raises:
     Blocked: something that others have locked was not had.
@@ -132,9 +132,8 @@ class Batcher:
         self._spawn = spawn
         self._bounds = bounds
         # SQLite has one writer and no locks on rows: whoever is in a transaction has every account.
-        self._skips = bool(db.dialect.skip_locked)
-        lines = bounds.lines if self._skips else 1
-        self._lines = [_Line(f"flush {number}", patient=not self._skips, shared=True) for number in range(lines)]
+        lines = bounds.lines if db.dialect.skip_locked else 1
+        self._lines = [_Line(f"flush {number}", patient=False, shared=True) for number in range(lines)]
         self._lanes: dict[AccountKey, _Line] = {}
         self._turns = asyncio.Semaphore(bounds.lanes)
         self._calls: set[_Call] = set()
@@ -285,7 +284,7 @@ class Batcher:
                 return
 
     async def _write_in(self, calls: list[_Call], line: _Line, tx: Tx) -> Written:
-        wait_s = None if not self._skips else self._patience_s(calls) if line.patient else 0.0
+        wait_s = self._patience_s(calls) if line.patient else 0.0
         try:
             written = await self._write([call.op for call in calls], tx, wait_s)
         except LockTimeout as error:

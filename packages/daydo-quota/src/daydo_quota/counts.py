@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from daydo_kernel import Counter, Metrics
+from daydo_kernel import Counter, Gauge, Metrics
 
 from .errors import InsufficientQuota, QuotaError
-from .model import Grant, Hold
-from .planner import (
-    AccountRow,
+from .model import Allowance, Grant, Hold
+from .ops import (
+    Allow,
     Cancel,
     Capture,
     CatchUp,
+    Charge,
     Confirm,
-    EntryRow,
+    Disallow,
     Extend,
     GrantUnits,
     Op,
-    Plan,
     Refund,
     Reserve,
     ReserveAll,
 )
+from .rows import AccountRow, EntryRow, Plan
 
 Cells = dict[str, Counter]
 
 _MAX_UNITS = 100
-_MOVES = ("granted", "held", "spent", "returned", "refunded", "expired")
+_MOVES = ("granted", "held", "spent", "owed", "repaid", "returned", "refunded", "expired")
+_ALLOWED = ("allowed", "disallowed", "replayed", "refused")
 _SETTLEMENTS = {"confirmed": "confirmed", "cancelled": "cancelled", "hold_expired": "expired"}
 _OPERATIONS: dict[type[Op], str] = {
     GrantUnits: "grant",
+    Allow: "allow",
+    Disallow: "disallow",
     Reserve: "reserve",
     ReserveAll: "reserve_all",
+    Charge: "charge",
     Capture: "capture",
     Confirm: "confirm",
     Cancel: "cancel",
@@ -51,6 +57,10 @@ class Counts:
         self._holds = self._asks("holds_total", "Holds asked for.", "held", "replayed", "insufficient", "refused")
         ends = ("confirmed", "cancelled", "expired", "tombstone", "replayed", "refused")
         self._settlements = self._asks("settlements_total", "Holds ended, or asked to.", *ends)
+        self._allowances = self._asks("allowances_total", "Allowances asked for or ended.", *_ALLOWED)
+        self._charges = self._asks(
+            "charges_total", "Charges without a hold asked for.", "charged", "replayed", "insufficient", "refused"
+        )
         self._captures = self._asks("captures_total", "Captures asked for.", "captured", "replayed", "refused")
         self._extensions = self._asks(
             "extensions_total", "Longer time-outs asked for.", "extended", "replayed", "refused"
@@ -62,10 +72,15 @@ class Counts:
         }
         seconds = self.metrics.histogram("operation_seconds", "From call to answer.", ("operation",))
         self._seconds = {kind: seconds.cell(name) for kind, name in _OPERATIONS.items()}
-        self._sweep_seconds = seconds.cell("sweep")
-        self._expiry_lag = self.metrics.gauge(
-            "expiry_lag_seconds", "How long the most overdue account has waited for the sweeper.", merge="max"
-        ).cell()
+        self._upkeep_seconds = {name: seconds.cell(name) for name in ("sweep", "audit", "roll_up")}
+        self._expiry_lag = self._worst("expiry_lag_seconds", "How long the most overdue account has waited.")
+        self._stuck_hold = self._worst("stuck_hold_seconds", "How long the oldest hold is open beyond its time.")
+        self._audit_age = self._worst("audit_age_seconds", "Since the background audit last came to an end.")
+        self._disagree = self._worst("books_disagree", "1 where the last background audit found a disagreement.")
+        self._audits = self._asks("audits_total", "Background audits that came to an end.", "agreed", "disagreed")
+        audited = self.metrics.counter("audited_total", "Looked at by the background audit.", ("what",))
+        self._audited_accounts, self._audited_entries = audited.cell("accounts"), audited.cell("entries")
+        self._rolled_up = self.metrics.counter("rolled_up_entries_total", "Old entries that a roll-up removed.").cell()
 
     def answered(self, op: Op, seconds: float) -> None:
         """However it was answered."""
@@ -81,14 +96,32 @@ class Counts:
         for entry in done.entries:
             self._entered(accounts[entry.account_id].unit, entry)
         for op, outcome in zip(ops, done.outcomes, strict=True):
-            if isinstance(outcome, Grant | Hold | list):
+            if isinstance(outcome, Grant | Hold | Allowance | list):
                 self._done(op, outcome)
 
-    def swept(self, seconds: float) -> None:
-        self._sweep_seconds.observe(seconds)
+    def kept(self, what: Literal["sweep", "audit", "roll_up"], seconds: float) -> None:
+        """A turn of the upkeep."""
+        self._upkeep_seconds[what].observe(seconds)
 
-    def lagging(self, seconds: float) -> None:
-        self._expiry_lag.set(seconds)
+    def audited(self, accounts: int, entries: int, *, ended: bool, agrees: bool) -> None:
+        """A step of the background audit; ``ended`` its walk, and then the books agree or not."""
+        self._audited_accounts.inc(accounts)
+        self._audited_entries.inc(entries)
+        if ended:
+            self._audits["agreed" if agrees else "disagreed"].inc()
+
+    def rolled_up(self, entries: int) -> None:
+        self._rolled_up.inc(entries)
+
+    def found(self, expiry_lag_s: float, stuck_hold_s: float, audit_age_s: float, disagree: bool) -> None:
+        """How the books are, whichever process looks."""
+        self._expiry_lag.set(expiry_lag_s)
+        self._stuck_hold.set(stuck_hold_s)
+        self._audit_age.set(audit_age_s)
+        self._disagree.set(float(disagree))
+
+    def _worst(self, name: str, what: str) -> Gauge:
+        return self.metrics.gauge(name, what, merge="max").cell()
 
     def _asks(self, name: str, what: str, *outcomes: str) -> Cells:
         family = self.metrics.counter(name, what, ("outcome",))
@@ -100,6 +133,10 @@ class Counts:
                 return self._grants
             case Reserve() | ReserveAll():
                 return self._holds
+            case Allow() | Disallow():
+                return self._allowances
+            case Charge():
+                return self._charges
             case Capture():
                 return self._captures
             case Extend():
@@ -108,7 +145,7 @@ class Counts:
                 return self._refunds
         return self._settlements
 
-    def _done(self, op: Op, outcome: Grant | Hold | list[Hold]) -> None:
+    def _done(self, op: Op, outcome: Grant | Hold | Allowance | list[Hold]) -> None:
         if isinstance(outcome, list):
             # One call: replayed as a whole or not at all.
             outcome = outcome[0]
@@ -116,6 +153,8 @@ class Counts:
             self._asked(op)["replayed"].inc()
         elif isinstance(op, Extend):
             self._extensions["extended"].inc()
+        elif isinstance(op, Allow | Disallow):
+            self._allowances["allowed" if isinstance(op, Allow) else "disallowed"].inc()
         elif isinstance(outcome, Hold) and outcome.phase == "tombstone":
             self._settlements["tombstone"].inc()
 
@@ -126,9 +165,14 @@ class Counts:
         elif entry.kind == "held":
             self._holds["held"].inc()
             self._units["held"].cell(unit).inc(entry.amount)
+        elif entry.kind == "charged":
+            self._charges["charged"].inc()
+            self._units["spent"].cell(unit).inc(entry.amount)
         elif entry.kind == "captured":
             self._captures["captured"].inc()
             self._units["spent"].cell(unit).inc(entry.amount)
+        elif entry.kind == "repaid":
+            self._units["repaid"].cell(unit).inc(entry.amount)
         elif entry.kind == "refunded":
             self._refunds["refunded"].inc()
             self._units["refunded"].cell(unit).inc(entry.amount)
@@ -137,4 +181,5 @@ class Counts:
             self._units["spent"].cell(unit).inc(entry.spent_change)
             # Negative where a confirm took more than it held.
             self._units["returned"].cell(unit).inc(max(0, entry.available_change))
+        self._units["owed"].cell(unit).inc(max(0, entry.debt_change))
         self._units["expired"].cell(unit).inc(entry.expired_change)

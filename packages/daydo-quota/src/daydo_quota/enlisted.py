@@ -15,17 +15,29 @@ from collections.abc import Sequence
 from daydo_db import Tx, read_now_us
 from daydo_kernel import Clock
 
-from .planner import AccountKey, AccountRow, AmendmentRow, GrantRow, HoldRow, Op, Plan, State, accounts_of
+from .ops import Op, accounts_of
+from .rows import (
+    AccountKey,
+    AccountRow,
+    AllowanceRow,
+    AmendmentRow,
+    GrantRow,
+    HoldRow,
+    Plan,
+    State,
+)
 from .store import (
     ALL_DUE,
     OWNED,
     Found,
     Row,
     Store,
+    allowance_keys,
     amendment_keys,
     by_key,
     grant_keys,
     hold_keys,
+    inserts,
     marks,
     moved_by,
     old_hold_keys,
@@ -50,10 +62,13 @@ class EnlistedStore(Store):
         grants = await self._by_key(GrantRow, grant_keys([op]), sure)
         holds = await self._named_holds(op, sure)
         amendments = await self._by_key(AmendmentRow, amendment_keys([op]), sure)
+        allowances = await self._by_key(AllowanceRow, allowance_keys([op]), sure)
         moved = moved_by([op], {key: row.id for key, row in accounts.items()})
         now_us = await read_now_us(self.tx, self._clock)
         grants += await self._unfinished_grants(sorted(moved))
-        return await self._complete([op], accounts, Found(now_us, grants, holds, amendments, moved), ALL_DUE)
+        return await self._complete(
+            [op], accounts, Found(now_us, grants, holds, amendments, allowances, moved), ALL_DUE
+        )
 
     async def claim(self, plan: Plan) -> None:
         """The rows that claim keys.
@@ -65,7 +80,7 @@ class EnlistedStore(Store):
 
     async def write(self, plan: Plan) -> None:
         """All but the claims, which are made."""
-        await self.tx.execute_all(self._changes(plan))
+        await self.tx.execute_all([*inserts(plan.entries), *self._changes(plan)])
 
     async def _lock(self, key: AccountKey, opens: bool) -> AccountRow | None:
         plainly = f"{select(AccountRow)} WHERE {OWNED}"

@@ -37,6 +37,18 @@ class HoldUnknown(
     key: str
 
 
+class AllowanceUnknown(
+    QuotaError,
+    code=40431,
+    name="quota.allowance_unknown",
+    zh="周期额度不存在。",
+    en="There is no such allowance.",
+):
+    """A disallow names a key under which this account was never allowed anything."""
+
+    key: str
+
+
 class KeyConflict(
     QuotaError,
     code=40930,
@@ -90,6 +102,21 @@ class HoldConfirmed(
     captured: int
 
 
+class HoldOpen(
+    QuotaError,
+    code=40934,
+    name="quota.hold_open",
+    zh="相同幂等键的请求仍在处理中，请稍后再查。",
+    en="A request with this key is still being worked on; ask again later under the same key.",
+    retryable=True,
+):
+    """A second request came while the first one's hold was open. If nobody works on it any more, because its process
+    has died, the hold times out at ``expires_at_us``."""
+
+    key: str
+    expires_at_us: int
+
+
 class BadAmount(
     QuotaError,
     code=42230,
@@ -128,7 +155,7 @@ class BalanceLimit(
     zh="账户累计额度已达上限 {most}。",
     en="The account's lifetime total has reached its limit of {most}.",
 ):
-    """One more grant would lift the account's totals over what JSON can say exactly (2⁵³ − 1)."""
+    """One more grant, allowance or debt would lift the account's totals over what JSON can say exactly (2⁵³ − 1)."""
 
     most: int
 
@@ -154,7 +181,7 @@ class BadPeriod(
     en="The period is not valid: it must end after now and after its start, and a hold lasts more than 0 seconds "
     "and at most max_hold_ttl_s.",
 ):
-    """``field`` is ``effective_at_us``, ``expires_at_us`` or ``ttl_s``."""
+    """``field`` is ``effective_at_us``, ``expires_at_us``, ``starts_at_us``, ``until_us`` or ``ttl_s``."""
 
     field: str
 
@@ -193,6 +220,32 @@ class BadAccounts(
     en="One hold covers 1 to {most} different accounts of one tenant.",
 ):
     """A ``reserve_all`` names no account, one of them twice, two tenants, or too many."""
+
+    most: int
+
+
+class BadCalendar(
+    QuotaError,
+    code=42238,
+    name="quota.bad_calendar",
+    zh="周期设置不正确：周期为 day、week 或 month，起点为 calendar 或 start，时区为 IANA 名称（如 Asia/Shanghai）。",
+    en="The calendar is not valid: every is day, week or month, anchor is calendar or start, zone is an IANA name such "
+    "as Asia/Shanghai that this machine knows.",
+):
+    """``field`` is ``every``, ``anchor`` or ``zone``; for a zone ``value`` is what was looked for."""
+
+    field: str
+    value: str
+
+
+class AllowanceLimit(
+    QuotaError,
+    code=42239,
+    name="quota.allowance_limit",
+    zh="一个账户最多可有 {most} 个周期额度。",
+    en="An account may have at most {most} allowances at a time; disallow one first.",
+):
+    """Allowances that are over do not count."""
 
     most: int
 

@@ -1,7 +1,9 @@
 """Pages of history: one statement with a slice per unit, merged by time.
 
 A cursor says, per unit, which entry comes next (``{"credits": 118, "points": 4}``). Units that opened after the first
-page are left out of the pages that follow it: their entries are newer than what has been shown.
+page are left out of the pages that follow it: their entries are newer than what has been shown. So is a unit whose
+oldest entry has been shown. A roll-up may take away what comes next on a cursor; then the unit ends with the entry that
+took its place.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from daydo_db import Cursors, Database
 from daydo_kernel import Page
 
 from .model import Entry
-from .planner import AccountRow, EntryRow
+from .rows import AccountRow, EntryRow
 
 Position = dict[str, Annotated[int, Meta(gt=0, le=2**63 - 1)]]
 """By unit, the seq that the page lies below."""
@@ -28,6 +30,7 @@ _SLICE = (
     f"SELECT * FROM (SELECT {_COLUMNS} FROM daydo_quota_entry "  # noqa: S608 - names of ours
     "WHERE account_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?) part"
 )
+_OLDEST = f"SELECT * FROM (SELECT {_COLUMNS} FROM daydo_quota_entry WHERE account_id = ? ORDER BY seq LIMIT 1) part"  # noqa: S608
 
 
 class History:
@@ -51,7 +54,10 @@ class History:
         found = list(islice(merge(*streams, key=lambda entry: entry.at_us, reverse=True), limit + 1))
         shown = found[:limit]
         for entry in shown:
-            before[entry.unit] = entry.seq
+            if _is_oldest(entry):
+                del before[entry.unit]
+            else:
+                before[entry.unit] = entry.seq
         return Page(items=shown, next_cursor=self._cursors.seal(before, owner) if len(found) > limit else None)
 
     async def _read(self, accounts: Sequence[AccountRow], before: Position, limit: int) -> list[list[Entry]]:
@@ -62,7 +68,26 @@ class History:
         streams: dict[int, list[EntryRow]] = {row.id: [] for row in accounts}
         for row in sorted((EntryRow(*row) for row in result.rows), key=lambda row: row.seq, reverse=True):
             streams[row.account_id].append(row)
+        for row in await self._overtaken(accounts, streams, limit):
+            streams[row.account_id].append(row)
         return [[_entry(row.unit, entry) for entry in streams[row.id]] for row in accounts]
+
+    async def _overtaken(
+        self, accounts: Sequence[AccountRow], streams: dict[int, list[EntryRow]], limit: int
+    ) -> list[EntryRow]:
+        """The oldest entries of those accounts whose next ones were rolled up since the page before."""
+        short = [row.id for row in accounts if row.seq and len(streams[row.id]) < limit]
+        ended = [
+            account_id for account_id in short if not (streams[account_id] and _is_oldest(streams[account_id][-1]))
+        ]
+        if not ended:
+            return []
+        result = await self._db.query(" UNION ALL ".join([_OLDEST] * len(ended)), ended, replica=True)
+        return [row for row in (EntryRow(*row) for row in result.rows) if row.kind == "rolled_up"]
+
+
+def _is_oldest(entry: Entry | EntryRow) -> bool:
+    return entry.seq == 1 or entry.kind == "rolled_up"
 
 
 def _entry(unit: str, row: EntryRow) -> Entry:
@@ -79,8 +104,10 @@ def _entry(unit: str, row: EntryRow) -> Entry:
         reserved_change=row.reserved_change,
         spent_change=row.spent_change,
         expired_change=row.expired_change,
+        debt_change=row.debt_change,
         available=row.available,
         reserved=row.reserved,
         spent=row.spent,
         expired=row.expired,
+        debt=row.debt,
     )

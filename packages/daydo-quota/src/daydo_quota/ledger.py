@@ -6,15 +6,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from daydo_db import Database, Tx, UniqueViolation, Value, now_sql
+from daydo_db import CommitUnknown, Database, DbError, Tx, UniqueViolation, Value, now_sql
 from daydo_db.paging import check_limit
 from daydo_kernel import Clock, Config, Event, EventSink, Health, NoEvents, Page, Part, new_id
 
@@ -23,34 +23,36 @@ from .audit import Auditor
 from .batcher import Batcher, Bounds, Written
 from .counts import Counts
 from .enlisted import EnlistedStore
-from .errors import HoldCancelled, HoldConfirmed, HoldExpired, QuotaError
+from .errors import AccountBusy, HoldCancelled, HoldConfirmed, HoldExpired, QueueFull, QuotaError
 from .history import History
-from .model import AccountBalance, AccountLike, Audit, Balance, Entry, Grant, Hold, Policy
-from .planner import (
-    AccountRow,
+from .model import AccountBalance, AccountLike, Allowance, Audit, Balance, Entry, Grant, Hold, Overage, Policy
+from .ops import (
+    Allow,
     Cancel,
     Capture,
     CatchUp,
+    Charge,
     Confirm,
-    EntryRow,
+    Disallow,
     Extend,
     GrantUnits,
     Leg,
     Op,
-    Plan,
     Refund,
     Reserve,
     ReserveAll,
     accounts_of,
-    balance_of,
-    plan,
 )
+from .periods import Anchor, Every
+from .planner import balance_of, plan
+from .rows import MAX_UNITS, AccountKey, AccountRow, EntryRow, Notice, Plan, Rules
 from .store import Known, Store, marks, read_unlocked
-from .upkeep import Upkeep
+from .upkeep import LOOK_S, Upkeep
 
 log = logging.getLogger("daydo.quota")
 
 _MAX_UNITS_OF_A_SUBJECT = 100
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _EVENTS = {"hold_expired": "expired", "grant_expired": "expired"}
 
 
@@ -69,6 +71,8 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
         busy_timeout_s: a call waits this long for an account that another transaction has, then :class:`AccountBusy`;
             the database's ``lock_timeout_s`` where that is shorter.
         busy_accounts: accounts that are waited for at a time, each with a connection; more of them wait their turn.
+        settle_timeout_s: the end of a ``hold(…)`` block is asked for again this long while another transaction has the
+            account or the database is away.
         known_accounts: accounts whose ids are remembered, so that a batch need not look them up.
         sweep_interval_s: pause between two looks for overdue accounts; 0 turns the sweeper off (nothing becomes
             wrong, history and events of idle accounts come later).
@@ -76,6 +80,16 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
         sweep_holds: overdue holds closed in one transaction.
         audit_accounts: accounts that one statement of an audit compares.
         audit_rows: entries, grants, holds or amendments that one statement of an audit reads.
+        audit_interval_s: from the beginning of one background audit to that of the next; 0 turns it off.
+        audit_share: of one process's time, however many there are, that the background audit may take.
+        entries_kept_s: entries older than this are rolled up into one per account; 0 keeps them for ever.
+        roll_up_interval_s: pause between two rounds of the roll-up.
+        roll_up_accounts: accounts that a process takes at a time in such a round.
+        roll_up_rows: entries rolled up in one transaction.
+        low_balance: by unit, the balance below which ``quota.low`` tells of an account; units that are not named have
+            none.
+        expiring_notice_s: so long before a grant expires ``quota.expiring`` tells of it, if units are left then; 0 for
+            never, and never for grants that do not last longer than that. It counts for grants made from now on.
         health_timeout_s: ``health()`` answers within this.
         drain_s: leaving waits this long for open ``hold(…)`` blocks; what is left then times out by itself.
     """
@@ -88,14 +102,33 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
     flushers: Annotated[int, Meta(ge=1, le=64)] = 1
     busy_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 2.0
     busy_accounts: Annotated[int, Meta(ge=1, le=1_000)] = 8
+    settle_timeout_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     known_accounts: Annotated[int, Meta(ge=0, le=10_000_000)] = 50_000
     sweep_interval_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     sweep_accounts: Annotated[int, Meta(ge=1, le=10_000)] = 100
     sweep_holds: Annotated[int, Meta(ge=1, le=10_000)] = 500
     audit_accounts: Annotated[int, Meta(ge=1, le=10_000)] = 100
     audit_rows: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    audit_interval_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 86_400.0
+    audit_share: Annotated[float, Meta(gt=0, le=1)] = 0.05
+    entries_kept_s: Annotated[float, Meta(ge=0, le=3_155_760_000)] = 0.0
+    roll_up_interval_s: Annotated[float, Meta(ge=1, le=31_536_000)] = 3600.0
+    roll_up_accounts: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    roll_up_rows: Annotated[int, Meta(ge=2, le=10_000)] = 500
+    low_balance: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=32)], Annotated[int, Meta(ge=1, le=MAX_UNITS)]],
+        Meta(max_length=100),
+    ] = {}  # noqa: RUF012 - copied by msgspec
+    expiring_notice_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
     health_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.low_balance, round(self.expiring_notice_s * 1_000_000))
+
+
+_Settlement = Callable[["OpenHold"], Confirm | Cancel]
 
 
 class OpenHold:
@@ -140,8 +173,9 @@ class Ledger(Part):
     cancelled may have.
 
     ``clock`` is for tests: it replaces the database's. ``events`` hears one event per history entry (``quota.granted``,
-    ``.activated``, ``.held``, ``.captured``, ``.confirmed``, ``.cancelled``, ``.refunded``, ``.expired``), inside its
-    transaction.
+    ``.activated``, ``.held``, ``.captured``, ``.charged``, ``.confirmed``, ``.cancelled``, ``.refunded``, ``.repaid``,
+    ``.expired``), inside its transaction, and two notices: ``quota.low`` when a change takes ``available`` below the
+    unit's ``low_balance``, and ``quota.expiring`` once per grant, ``expiring_notice_s`` before its end.
     """
 
     def __init__(
@@ -157,6 +191,7 @@ class Ledger(Part):
         self.config = config
         self.clock = clock
         self.events: EventSink = events if events is not None else NoEvents()
+        self._rules = config.rules
         self._open_blocks = 0
         self._no_blocks = asyncio.Event()
         self._history = History(db)
@@ -164,7 +199,7 @@ class Ledger(Part):
         self._batcher = self._new_batcher()
         self._counts = Counts()
         self.metrics = self._counts.metrics
-        self._upkeep = Upkeep(db, config, clock, self._make_so, self._counts)
+        self.upkeep = Upkeep(db, config, clock, self._make_so, self._counts)
 
     async def grant(
         self,
@@ -206,6 +241,111 @@ class Ledger(Part):
         )
         grant: Grant = await self._do(op, tx)
         return grant
+
+    async def allow(
+        self,
+        account: AccountLike,
+        amount: int,
+        *,
+        key: str,
+        every: Every,
+        zone: str = "Asia/Shanghai",
+        anchor: Anchor = "calendar",
+        source: str = "allowance",
+        priority: int = 50,
+        starts_at_us: int | None = None,
+        until_us: int | None = None,
+        tx: Tx | None = None,
+        reason: str = "",
+    ) -> Allowance:
+        """Give ``amount`` units in every period, once; they expire at its end. The account is opened if it is new.
+
+        A period's units are granted, as a grant of their own, by the first call for the account in that period, and
+        :meth:`balance` shows them before that; a period in which nobody asks leaves no entry. So no job has to run.
+
+        Args:
+            every: ``"day"``, ``"week"`` or ``"month"``.
+            zone: on whose wall clock, by its IANA name.
+            anchor: ``"calendar"``: from 00:00, Monday, the first of the month; what is left of a period at the start
+                counts as one. ``"start"``: from the day and time of ``starts_at_us``; or a short month's last.
+            priority: as in :meth:`grant`.
+            starts_at_us: no units before (None: now).
+            until_us: no units after, also of the last period (None: for ever).
+
+        Raises:
+            KeyConflict: the key belongs to another allowance.
+            BadCalendar: ``every``, ``zone`` or ``anchor`` is none.
+            BadPeriod: it would end before it begins, or has already.
+            AllowanceLimit: the account has 16 that go on.
+        """
+        self._require_started()
+        arguments.check_calendar(every, zone, anchor)
+        op = Allow(
+            id=new_id("allow"),
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            amount=arguments.check_amount(amount),
+            every=every,
+            zone=zone,
+            anchor=anchor,
+            source=arguments.check_name("source", source, arguments.MAX_SOURCE),
+            priority=arguments.check_amount(priority, field="priority", least=0, most=arguments.MAX_PRIORITY),
+            starts_at_us=arguments.check_instant("starts_at_us", starts_at_us),
+            until_us=arguments.check_instant("until_us", until_us),
+            reason=arguments.check_reason(reason),
+        )
+        allowance: Allowance = await self._do(op, tx)
+        return allowance
+
+    async def disallow(self, account: AccountLike, *, key: str, tx: Tx | None = None) -> Allowance:
+        """End the allowance ``key``: no further period. The units of the current one stay until it ends.
+
+        A repeat changes nothing. To allow more or less, disallow and :meth:`allow` under another key.
+
+        Raises:
+            AllowanceUnknown: there never was one under this key.
+            KeyConflict: the key belongs to another account.
+        """
+        self._require_started()
+        op = Disallow(account=arguments.check_account(account), key=arguments.check_key(key))
+        allowance: Allowance = await self._do(op, tx)
+        return allowance
+
+    async def charge(
+        self,
+        account: AccountLike,
+        amount: int,
+        *,
+        key: str,
+        overage: Literal["reject", "debt"] = "reject",
+        tx: Tx | None = None,
+        reason: str = "",
+    ) -> Hold:
+        """Charge ``amount`` that was not held: for what is done already, or an adjustment downwards.
+
+        It is a hold that is confirmed as it is made; ``key`` is a hold's, and :meth:`refund` returns it by that.
+
+        Args:
+            overage: ``"debt"`` charges what the balance does not cover, too; the account then owes it. No parameter of
+                the key.
+
+        Raises:
+            InsufficientQuota: fewer are available. The key stays free.
+            KeyConflict: the key belongs to another charge, or to a hold.
+            HoldCancelled: a cancel of this key has come first.
+            BalanceLimit: a debt would lift the account's total above 2⁵³ − 1.
+        """
+        self._require_started()
+        op = Charge(
+            id=new_id("hold"),
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            amount=arguments.check_amount(amount),
+            overage=overage,
+            reason=arguments.check_reason(reason),
+        )
+        hold: Hold = await self._do(op, tx)
+        return hold
 
     async def reserve(
         self,
@@ -304,7 +444,7 @@ class Ledger(Part):
         amount: int | None = None,
         *,
         key: str,
-        overage: Policy = "reject",
+        overage: Overage = "reject",
         late: Policy = "reject",
         tx: Tx | None = None,
         reason: str = "",
@@ -314,8 +454,9 @@ class Ledger(Part):
         After captures ``amount`` is what is charged *besides* them (None: all that is left; 0: nothing more).
 
         Args:
-            overage: ``"available"`` takes what exceeds the hold from the account's balance.
-            late: ``"available"`` takes the charge from the account's balance if the hold has timed out.
+            overage: ``"available"`` takes what exceeds the hold from the account's balance; ``"debt"`` does, too, and
+                charges what the balance does not cover: the account owes it, and pays from the next units it gets.
+            late: ``"available"`` takes the charge from the account's balance if the hold has timed out; never a debt.
 
         Neither is a parameter of the key: they say what may happen, and a repeat returns what did.
 
@@ -326,6 +467,7 @@ class Ledger(Part):
             InsufficientQuota: the balance does not cover what ``overage`` or ``late`` would take. Nothing was changed,
                 the hold is as it was.
             KeyConflict: it was confirmed with another amount, or belongs to another account.
+            BalanceLimit: a debt would lift the account's total above 2⁵³ − 1.
         """
         self._require_started()
         op = Confirm(
@@ -416,7 +558,7 @@ class Ledger(Part):
         *,
         key: str,
         ttl_s: float | None = None,
-        overage: Policy = "reject",
+        overage: Overage = "reject",
         late: Policy = "reject",
         reason: str = "",
     ) -> AsyncIterator[OpenHold]:
@@ -434,24 +576,37 @@ class Ledger(Part):
             as :meth:`reserve` before the block, :meth:`confirm` after it; and before it, for a repeated key whose
             hold is over: HoldConfirmed, HoldCancelled, HoldExpired.
         """
-        held = await self.reserve(account, amount, key=key, ttl_s=ttl_s, reason=reason)
-        _require_open(held)
-        work = OpenHold(self, account, held)
-        owner = arguments.check_account(account)
-        self._enter_block()
-        try:
-            try:
-                yield work
-            except BaseException:
-                if held.created:
-                    await self._give_back(Cancel(id=new_id("hold"), account=owner, key=key, reason=reason))
-                raise
-            charge = None if work.charge is None else arguments.check_amount(work.charge, least=0)
-            await self._to_the_end(
-                Confirm(account=owner, key=key, amount=charge, reason=reason, overage=overage, late=late)
-            )
-        finally:
-            self._leave_block()
+        work = OpenHold(self, account, await self.reserve(account, amount, key=key, ttl_s=ttl_s, reason=reason))
+        async with self._settling([work], overage, late, reason):
+            yield work
+
+    @asynccontextmanager
+    async def hold_all(
+        self,
+        amounts: Sequence[tuple[AccountLike, int]],
+        *,
+        key: str,
+        ttl_s: float | None = None,
+        overage: Overage = "reject",
+        late: Policy = "reject",
+        reason: str = "",
+    ) -> AsyncIterator[list[OpenHold]]:
+        """As :meth:`hold`, around several accounts: all are held or none, and each has its own ``charge``::
+
+            async with ledger.hold_all([(credits, 4), (cap, 1)], key="task_3") as (work, capped):
+                work.charge = 2
+
+        The holds come in the order of ``amounts``. When the block ends every one is settled, whatever becomes of the
+        others' settlements: one that fails is left to its timeout, and raises (the first of them, if there are more;
+        the others are logged).
+
+        Raises:
+            as :meth:`reserve_all` before the block, otherwise as :meth:`hold`.
+        """
+        holds = await self.reserve_all(amounts, key=key, ttl_s=ttl_s, reason=reason)
+        works = [OpenHold(self, account, hold) for (account, _), hold in zip(amounts, holds, strict=True)]
+        async with self._settling(works, overage, late, reason):
+            yield works
 
     async def balance(self, account: AccountLike, *, tx: Tx | None = None) -> Balance:
         """The balances as of now; all zero for an account that was never granted anything.
@@ -505,7 +660,7 @@ class Ledger(Part):
         Any number of processes may sweep at once; each passes over accounts that another one has.
         """
         self._require_started()
-        return await self._upkeep.sweep()
+        return await self.upkeep.sweep()
 
     async def audit(self, tenant: str | None = None) -> Audit:
         """Recompute the books of ``tenant`` (None: of all) from their rows and entries; changes and locks nothing.
@@ -518,16 +673,29 @@ class Ledger(Part):
         return await Auditor(self.db, tenant, self.config.audit_accounts, self.config.audit_rows).run()
 
     async def health(self) -> Health:
-        """``degraded`` while an account has been overdue for more than three sweeps; ``down`` without database."""
+        """``down`` without database; ``degraded`` while an account has been overdue for more than three sweeps, and
+        while the books disagree, as the last background audit found.
+
+        ``detail`` has ``expiry_lag_s``, ``stuck_hold_s`` (of the oldest hold that is open beyond its time) and
+        ``audit_age_s`` (since the background audit last came to an end), and where it found something ``disagreement``.
+        """
         if not self._running:
             return Health(status="down")
         try:
             async with asyncio.timeout(self.config.health_timeout_s):
-                lag_s = await self._upkeep.expiry_lag_s()
+                found = await self.upkeep.condition()
         except Exception as error:
             return Health(status="down", detail={"error": type(error).__name__})
-        late = self.config.sweep_interval_s > 0 and lag_s > 3 * self.config.sweep_interval_s
-        return Health(status="degraded" if late else "ok", detail={"expiry_lag_s": round(lag_s, 3)})
+        late = self.config.sweep_interval_s > 0 and found.expiry_lag_s > 3 * self.config.sweep_interval_s
+        detail: dict[str, str | int | float] = {
+            "expiry_lag_s": round(found.expiry_lag_s, 3),
+            "stuck_hold_s": round(found.stuck_hold_s, 3),
+            "audit_age_s": round(found.audit_age_s, 3),
+        }
+        if found.disagreement is not None:
+            wrong = found.disagreement
+            detail["disagreement"] = f"account {wrong.account_id}, row {wrong.row}: {wrong.complaint}"
+        return Health(status="degraded" if late or found.disagreement else "ok", detail=detail)
 
     # Life
 
@@ -540,7 +708,11 @@ class Ledger(Part):
         await self.db.require_schema("daydo_quota")
         if self.config.sweep_interval_s > 0:
             # Jitter: processes that were started together should not look together.
-            self._repeat(self.config.sweep_interval_s * random.uniform(0.8, 1.2), self._upkeep.sweep_all, "sweeper")  # noqa: S311
+            self._repeat(self.config.sweep_interval_s * random.uniform(0.8, 1.2), self.upkeep.sweep_all, "sweeper")  # noqa: S311
+        if self.config.audit_interval_s > 0:
+            self._spawn(self.upkeep.audit(), "audit")
+        if self.config.entries_kept_s > 0:
+            self._repeat(LOOK_S * random.uniform(0.8, 1.2), self.upkeep.roll_up_all, "roll-up")  # noqa: S311
 
     async def _drain(self) -> None:
         await self._no_blocks.wait()
@@ -608,19 +780,19 @@ class Ledger(Part):
     async def _apply(self, op: Op, tx: Tx) -> Any:
         """In the caller's transaction: a batch of one."""
         store = EnlistedStore(tx, self.clock)
-        decided = plan([op], *await store.read_enlisted(op))
+        decided = plan([op], *await store.read_enlisted(op), self._rules)
         if isinstance(decided.outcomes[0], QuotaError) and tx.dialect.for_update:
             # The snapshot may be older than what this call repeats; then it must not be refused for want of it.
-            decided = plan([op], *await store.read_enlisted(op, sure=True))
+            decided = plan([op], *await store.read_enlisted(op, sure=True), self._rules)
         try:
             await store.claim(decided)
         except UniqueViolation:
-            decided = plan([op], *await store.read_enlisted(op, sure=True))
+            decided = plan([op], *await store.read_enlisted(op, sure=True), self._rules)
             await store.claim(decided)
         await self._make_so([op], decided, store)
         return decided.outcomes[0]
 
-    async def _write(self, ops: Sequence[Op], tx: Tx, wait_s: float | None) -> Written:
+    async def _write(self, ops: Sequence[Op], tx: Tx, wait_s: float) -> Written:
         """In a transaction of the batcher's; as its ``Write``."""
         store = Store(tx, self.clock)
         if wait_s == 0:
@@ -629,7 +801,7 @@ class Ledger(Part):
             state, now_us, held, missing = *await store.read(ops, wait_s), set(), set()
         left_out = held | missing
         ready = [op for op in ops if not left_out or left_out.isdisjoint(accounts_of(op))]
-        decided = plan(ready, state, now_us)
+        decided = plan(ready, state, now_us, self._rules)
         await self._make_so(ready, decided, store)
         outcomes = iter(decided.outcomes)
         return Written([next(outcomes) if left_out.isdisjoint(accounts_of(op)) else None for op in ops], held, missing)
@@ -640,36 +812,79 @@ class Ledger(Part):
         if not isinstance(self.events, NoEvents):
             for entry in decided.entries:
                 await self.events.emit(_event(accounts[entry.account_id], entry), tx=store.tx)
+            for notice in decided.notices:
+                await self.events.emit(_notice(accounts[notice.account_id], notice), tx=store.tx)
         store.tx.after_commit(partial(self._counts.committed, ops, decided, accounts))
 
-    async def _to_the_end(self, op: Confirm | Cancel) -> None:
-        """Settle although our task is cancelled; the cancellation goes on afterwards."""
-        self._enter_block()  # It may outlive the block, if our task is cancelled twice; then leaving waits for it.
-        task = self._spawn(self._failure_of(op), "settle")
+    # Blocks
+
+    @asynccontextmanager
+    async def _settling(
+        self, works: Sequence[OpenHold], overage: Overage, late: Policy, reason: str
+    ) -> AsyncIterator[None]:
+        """Confirm ``works`` when the block ends, cancel them when it raises."""
+        for work in works:
+            _require_open(work.hold)
+
+        def cancel(work: OpenHold) -> Cancel:
+            return Cancel(id=new_id("hold"), account=_owner(work), key=work.hold.key, reason=reason)
+
+        def confirm(work: OpenHold) -> Confirm:
+            amount = None if work.charge is None else arguments.check_amount(work.charge, least=0)
+            return Confirm(
+                account=_owner(work), key=work.hold.key, amount=amount, reason=reason, overage=overage, late=late
+            )
+
+        self._enter_block()
         try:
-            failure = await asyncio.shield(task)
+            try:
+                yield
+            except BaseException:
+                for failure in await self._to_the_end([work for work in works if work.hold.created], cancel):
+                    _log_unsettled(works[0].hold.key, failure)
+                raise
+            failures = await self._to_the_end(works, confirm)
+            for failure in failures[1:]:
+                _log_unsettled(works[0].hold.key, failure)
+            for failure in failures[:1]:
+                raise failure
+        finally:
+            self._leave_block()
+
+    async def _to_the_end(self, works: Sequence[OpenHold], settlement: _Settlement) -> list[Exception]:
+        """Settle although our task is cancelled; the cancellation goes on afterwards. Returns what went wrong."""
+        self._enter_block()  # It may outlive the block, if our task is cancelled twice; then leaving waits for it.
+        task = self._spawn(self._settle(works, settlement), "settle")
+        try:
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task])
             raise
-        if failure is not None:
-            raise failure
 
-    async def _failure_of(self, op: Confirm | Cancel) -> Exception | None:
+    async def _settle(self, works: Sequence[OpenHold], settlement: _Settlement) -> list[Exception]:
+        async def settle(work: OpenHold) -> None:
+            await self._patiently(settlement(work))
+
         try:
-            await self._do(op, None)
-        except Exception as failure:
-            return failure
+            ends = await asyncio.gather(*map(settle, works), return_exceptions=True)
         finally:
             self._leave_block()
-        return None
+        return [end for end in ends if isinstance(end, Exception)]
 
-    async def _give_back(self, op: Cancel) -> None:
-        try:
-            await self._to_the_end(op)
-        except HoldConfirmed:
-            log.warning("hold %s was confirmed although its block failed", op.key)
-        except Exception:
-            log.exception("hold %s could not be cancelled; it will time out", op.key)
+    async def _patiently(self, op: Op) -> None:
+        """Ask again for ``settle_timeout_s``: a moment without the account must not decide whether work is charged."""
+        now_s = asyncio.get_running_loop().time
+        until_s, pause_s = now_s() + self.config.settle_timeout_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._do(op, None)
+                return
+            except (AccountBusy, QueueFull, DbError) as error:
+                again = error.retryable or isinstance(error, CommitUnknown)  # The key makes the repeat safe.
+                if not again or now_s() + pause_s > until_s:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     # Reading
 
@@ -694,6 +909,8 @@ class Ledger(Part):
                 if row.id in states:
                     key = (row.tenant, row.subject, row.unit)
                     [balance] = plan([CatchUp(account=key)], states[row.id], now_us).outcomes
+                    if isinstance(balance, QuotaError):
+                        raise balance
                     known[row.id] = cast("Balance", balance)
                 else:
                     overtaken.append(row.id)
@@ -708,7 +925,18 @@ class Ledger(Part):
 
 
 def _is_due(row: AccountRow, now_us: int) -> bool:
-    return row.next_due_at_us <= now_us
+    return min(row.next_due_at_us, row.renews_at_us) <= now_us
+
+
+def _owner(work: OpenHold) -> AccountKey:
+    return work.hold.tenant, work.hold.subject, work.hold.unit
+
+
+def _log_unsettled(key: str, failure: Exception) -> None:
+    if isinstance(failure, HoldConfirmed):
+        log.warning("hold %s was confirmed although its block failed", key)
+    else:
+        log.error("hold %s could not be settled; it will time out", key, exc_info=failure)
 
 
 def _require_open(hold: Hold) -> None:
@@ -718,6 +946,11 @@ def _require_open(hold: Hold) -> None:
         raise HoldExpired(key=hold.key, hold_id=hold.id, expired_at_us=hold.expires_at_us)
     if hold.phase != "open":
         raise HoldCancelled(key=hold.key, hold_id=hold.id)
+
+
+def _notice(account: AccountRow, notice: Notice) -> Event:
+    data = {"unit": account.unit, **notice.facts}
+    return Event(name=f"quota.{notice.name}", tenant=account.tenant, subject=account.subject, data=data)
 
 
 def _event(account: AccountRow, entry: EntryRow) -> Event:
@@ -730,6 +963,7 @@ def _event(account: AccountRow, entry: EntryRow) -> Event:
         "amount": entry.amount,
         "available": entry.available,
         "reserved": entry.reserved,
+        "debt": entry.debt,
         "reason": entry.reason,
         "at_us": entry.at_us,
     }

@@ -1,26 +1,185 @@
-"""The Litestar edge: an account's owner sees balances and history. Extra: ``[litestar]``.
+"""The Litestar edge: routes that cost quota, what an owner sees, what an administrator does. Extra: ``[litestar]``.
 
 Errors become answers through ``daydo_kernel.litestar.KernelPlugin``, which the application installs once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from litestar import Router, get
+from litestar import Litestar, Router, get, post
+from litestar.config.app import AppConfig
 from litestar.connection import ASGIConnection, Request
-from litestar.params import QueryParameter
+from litestar.exceptions import ImproperlyConfiguredException
+from litestar.handlers import BaseRouteHandler
+from litestar.params import Body, HeaderParameter, QueryParameter
+from litestar.plugins import InitPlugin, ReceiveRoutePlugin
+from litestar.response import Response
+from litestar.routes import BaseRoute, HTTPRoute, WebSocketRoute
+from litestar.types import Guard
+from msgspec import Meta
 
+from daydo_db import Tx
 from daydo_db.paging import CURSOR_CHARS_MAX
-from daydo_kernel import Envelope, Page, isoformat, ok
+from daydo_kernel import BadRequest, Envelope, Event, FieldError, Page, isoformat, new_id, ok
+from daydo_kernel.litestar import refusals
 
-from .ledger import Ledger
-from .model import AccountBalance, Entry, EntryKind
+from . import arguments, asgi
+from .asgi import BrokenStream, hold_request, settling
+from .errors import (
+    AccountBusy,
+    BalanceLimit,
+    HoldCancelled,
+    HoldConfirmed,
+    HoldExpired,
+    HoldOpen,
+    HoldUnknown,
+    InsufficientQuota,
+    KeyConflict,
+    RefundExceedsCharge,
+)
+from .ledger import Ledger, OpenHold
+from .model import Account, AccountBalance, Entry, EntryKind, Grant, Hold, Overage, Phase, Policy
+from .rows import MAX_UNITS
 
-Owner = Callable[[ASGIConnection[Any, Any, Any, Any]], tuple[str, str]]
+Connection = ASGIConnection[Any, Any, Any, Any]
+
+Owner = Callable[[Connection], tuple[str, str]]
 """(tenant, subject) of whoever is asking; raises where nobody is logged in."""
+
+Amounts = Mapping[str, int] | Callable[[Connection], Mapping[str, int]]
+"""How much of which unit, or what says so of a request; 0 holds nothing."""
+
+_KEY = re.compile(r"[!-~]{1,64}")
+
+
+class LedgerPlugin(InitPlugin, ReceiveRoutePlugin):
+    """Runs ``ledger`` with the application, and settles and documents the routes that :func:`holding` guards.
+
+    The ledger's database must run already: put it into ``lifespan=``.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        app_config.lifespan = [*app_config.lifespan, self._lifespan]
+        return app_config
+
+    def receive_route(self, route: BaseRoute) -> None:
+        if isinstance(route, WebSocketRoute) and _holdings(route.route_handler):
+            raise ImproperlyConfiguredException(f"{route.path}: holding(…) is for HTTP; use ledger.hold in the handler")
+        for handler in route.route_handlers if isinstance(route, HTTPRoute) else ():
+            if not (found := _holdings(handler)):
+                continue
+            if found > 1:
+                raise ImproperlyConfiguredException(f"{route.path}: name all units in one holding(…)")
+            if settling not in (handler.middleware or ()):
+                handler.middleware = [*(handler.middleware or ()), cast("Any", settling)]
+            errors = refusals(InsufficientQuota, KeyConflict, HoldOpen, HoldConfirmed, HoldCancelled, HoldExpired)
+            handler.responses = {**errors, **refusals(AccountBusy), **(handler.responses or {})}
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Litestar) -> AsyncIterator[None]:
+        async with self._ledger:
+            yield
+
+
+# A route that costs quota
+
+
+def holding(
+    ledger: Ledger,
+    amounts: Amounts,
+    *,
+    owner: Owner,
+    key: Callable[[Connection], str] | None = None,
+    ttl_s: float | None = None,
+    overage: Overage = "reject",
+    late: Policy = "reject",
+    broken_stream: BrokenStream = "cancel",
+    reason: str = "",
+) -> Guard:
+    """A guard that holds ``amounts`` of the owner's units around the handler; needs :class:`LedgerPlugin`.
+
+    Put it after the guard that says who is asking: ``guards=[authenticated, holding(ledger, {"credits": 4},
+    owner=owner)]``. An answer below 400 confirms, any other cancels; ``daydo_quota.asgi`` tells the whole of it, of
+    streams and of clients that go. ``held(request)`` is the open hold. A body or query that turns out unreadable is an
+    answer of 400: the hold was made, and is cancelled.
+
+    Args:
+        amounts: several units are held all or none: ``{"credits": 4, "daily": 1}``.
+        key: names the operation. By default the ``Idempotency-Key`` header, scoped to owner and route; without that
+            header each request is an operation of its own (request ids come from clients, and come twice).
+        ttl_s: longer than the handler, or the stream, may take.
+        overage, late: as :meth:`Ledger.confirm`.
+        broken_stream: what becomes of a stream that breaks: ``"charge"`` confirms ``held(request).charge``.
+        reason: for the history, which the owner reads; by default method and route.
+
+    Raises:
+        InsufficientQuota: the handler is not called.
+        HoldOpen: a request with this key is still being worked on. The handler is not called: work would be done
+            twice and charged once.
+        HoldConfirmed, HoldCancelled, HoldExpired: a request with this key has ended so.
+        BadRequest: the ``Idempotency-Key`` is not 1 to 64 visible ASCII characters.
+    """
+
+    async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
+        wanted = amounts(connection) if callable(amounts) else amounts
+        tenant, subject = owner(connection)
+        route = f"{connection.scope.get('method')} {connection.scope.get('path_template')}"
+        if legs := [(Account(tenant, subject, unit), amount) for unit, amount in wanted.items() if amount]:
+            await hold_request(
+                cast("Any", connection.scope),
+                ledger,
+                legs,
+                key=_scoped_key(connection, tenant, subject, route) if key is None else key(connection),
+                ttl_s=ttl_s,
+                overage=overage,
+                late=late,
+                broken_stream=broken_stream,
+                reason=reason or route[: arguments.MAX_REASON],
+            )
+
+    guard.daydo_holding = True  # type: ignore[attr-defined]
+    return guard
+
+
+def held(connection: Connection, unit: str = "") -> OpenHold:
+    """The hold around this request's handler: ``held(request).charge = 2``; of ``unit``, where there are several.
+
+    Raises:
+        KeyError: nothing is held, or not of this unit.
+    """
+    return asgi.held(cast("Any", connection.scope), unit)
+
+
+def _holdings(handler: BaseRouteHandler) -> int:
+    return sum(hasattr(guard, "daydo_holding") for guard in handler.resolve_guards())
+
+
+def _scoped_key(connection: Connection, tenant: str, subject: str, route: str) -> str:
+    given = connection.headers.getall("idempotency-key", [])
+    if not given:
+        return new_id("http")
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        raise BadRequest(fields=(_BAD_KEY,))
+    # The subject, too: a key is unique in the tenant. A digest, since together they may be longer than a key.
+    scoped = "\n".join((tenant, subject, route, given[0]))
+    return f"http_{hashlib.sha256(scoped.encode()).hexdigest()[:32]}"
+
+
+_BAD_KEY = FieldError(
+    "Idempotency-Key", "必须由 1 到 64 个可见 ASCII 字符组成", "Must be 1 to 64 visible ASCII characters"
+)
+
+# What an owner sees
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +196,16 @@ class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
     at: str
 
 
+UnitQuery = Annotated[str | None, QueryParameter(max_length=arguments.MAX_UNIT)]
+CursorQuery = Annotated[str | None, QueryParameter(max_length=CURSOR_CHARS_MAX)]
+LimitQuery = Annotated[int, QueryParameter(ge=1, le=100)]
+
+
 def quota_router(ledger: Ledger, owner: Owner, path: str = "/") -> Router:
     """``GET /accounts`` and ``GET /history?unit=&cursor=&limit=`` below ``path``.
 
-    ``key`` and ``reason`` of an entry are the ones your code gave: say nothing there that the owner may not read.
+    ``key`` and ``reason`` of an entry are the ones your code gave: say nothing there that the owner may not read. Of
+    an administrator's key the name is left out.
     """
 
     @get("/accounts", summary="Balances by unit", operation_id="QuotaAccounts")
@@ -49,10 +214,7 @@ def quota_router(ledger: Ledger, owner: Owner, path: str = "/") -> Router:
 
     @get("/history", summary="What happened to the quota, newest first", operation_id="QuotaHistory")
     async def history(
-        request: Request[Any, Any, Any],
-        unit: Annotated[str | None, QueryParameter(max_length=32)] = None,
-        cursor: Annotated[str | None, QueryParameter(max_length=CURSOR_CHARS_MAX)] = None,
-        limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
+        request: Request[Any, Any, Any], unit: UnitQuery = None, cursor: CursorQuery = None, limit: LimitQuery = 50
     ) -> Envelope[Page[HistoryEntry]]:
         tenant, subject = owner(request)
         page = await ledger.history(tenant, subject, unit=unit, cursor=cursor, limit=limit)
@@ -69,7 +231,299 @@ def _shown(entry: Entry) -> HistoryEntry:
         amount=entry.amount,
         available=entry.available,
         reserved=entry.reserved,
-        key=entry.key,
+        key=_without_actor(entry.key),
         reason=entry.reason,
         at=isoformat(entry.at_us),
     )
+
+
+# What an administrator does
+
+Subject = Annotated[str, Meta(pattern=r"^[!-~]{1,128}(?!\n)$", description="whose account, in your own tenant")]
+Unit = Annotated[str, Meta(pattern=r"^[!-~]{1,32}(?!\n)$", description="credits, points, …")]
+Units = Annotated[int, Meta(ge=1, le=MAX_UNITS)]
+Reason = Annotated[
+    str, Meta(min_length=1, max_length=arguments.MAX_REASON, description="the account's owner reads it, too")
+]
+Instant = Annotated[datetime, Meta(tz=True)]
+
+SubjectQuery = Annotated[str, QueryParameter(pattern=r"^[!-~]{1,128}(?!\n)$")]
+# No colon, which parts it from the administrator's name.
+AdminKey = Annotated[
+    str,
+    HeaderParameter(
+        name="Idempotency-Key", pattern=r"^[A-Za-z0-9._-]{1,64}(?!\n)$", description="a repeat changes nothing"
+    ),
+]
+
+_ADMIN_KEY = re.compile(r"admin:([A-Za-z0-9._-]{1,64}):([!-~]+)")
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class _Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    subject: Subject
+    unit: Unit
+    amount: Units
+    reason: Reason
+
+
+class GrantIn(_Change, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Units to give, and why."""
+
+    source: Annotated[str, Meta(pattern=r"^[!-~]{1,32}(?!\n)$")] = "admin"
+    priority: Annotated[int, Meta(ge=0, le=arguments.MAX_PRIORITY, description="smaller is used up first")] = 50
+    effective_at: Instant | None = None
+    expires_at: Instant | None = None
+
+
+class ChargeIn(_Change, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Units to take, and why: a correction downwards."""
+
+    overage: Annotated[
+        Literal["reject", "debt"], Meta(description="debt: take it although the balance does not cover it")
+    ] = "reject"
+
+
+class RefundIn(_Change, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Units to return of what ``hold_key`` was charged, and why."""
+
+    hold_key: Annotated[str, Meta(pattern=r"^[!-~]{1,200}(?!\n)$", description="the key of the charge, see history")]
+
+
+class GrantOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A grant as it is now."""
+
+    id: str
+    subject: str
+    unit: str
+    key: str
+    amount: int
+    remaining: int
+    source: str
+    priority: int
+    effective_at: str
+    expires_at: str | None = None
+
+
+class HoldOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A charge as it is now: ``refunded`` of what was ``charged``."""
+
+    id: str
+    subject: str
+    unit: str
+    key: str
+    phase: Phase
+    charged: int
+    refunded: int
+
+
+class AdminEntry(HistoryEntry, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of history with all there is; ``actor`` is the administrator who did it."""
+
+    hold_key: str = ""
+    actor: str = ""
+    spent: int
+    expired: int
+    debt: int
+    available_change: int
+    reserved_change: int
+    spent_change: int
+    expired_change: int
+    debt_change: int
+
+
+def quota_admin_router(ledger: Ledger, actor: Owner, path: str = "/", *, guards: Sequence[Guard] = ()) -> Router:
+    """Below ``path``: POST ``/grants``, ``/charges``, ``/refunds``; GET ``/accounts?subject=``, ``/history?subject=``.
+
+    ``guards`` let administrators in and nobody else: without them everybody is one. ``actor`` is (tenant, subject) of
+    the administrator, who acts on accounts of that tenant alone. Each change needs an ``Idempotency-Key``, scoped to
+    the administrator and the kind of change; a repeat answers ``Idempotent-Replayed: true`` and changes nothing. Who
+    did it stands in the entry's key, ``admin:<Idempotency-Key>:<actor>``, and in an event ``quota.administered``
+    (``actor``, ``action``, ``unit``, ``amount``, ``reason``, ``key``, ``id``) in the same transaction as the change.
+    """
+    changes = _Changes(ledger, actor)
+
+    @post(
+        "/grants",
+        summary="Give units",
+        operation_id="QuotaAdminGrant",
+        responses=refusals(KeyConflict, BalanceLimit),
+    )
+    async def grant(
+        request: Request[Any, Any, Any], data: Annotated[GrantIn, Body()], idempotency_key: AdminKey
+    ) -> Response[Envelope[GrantOut]]:
+        """Of any source and priority, from and until when you say."""
+        return await changes.grant(request, data, idempotency_key)
+
+    @post(
+        "/charges",
+        summary="Take units",
+        operation_id="QuotaAdminCharge",
+        responses=refusals(InsufficientQuota, KeyConflict),
+    )
+    async def charge(
+        request: Request[Any, Any, Any], data: Annotated[ChargeIn, Body()], idempotency_key: AdminKey
+    ) -> Response[Envelope[HoldOut]]:
+        """A correction downwards, of what is available unless a debt may be left; a refund of its ``key`` undoes it."""
+        return await changes.charge(request, data, idempotency_key)
+
+    @post(
+        "/refunds",
+        summary="Return what was charged",
+        operation_id="QuotaAdminRefund",
+        responses=refusals(HoldUnknown, KeyConflict, RefundExceedsCharge),
+    )
+    async def refund(
+        request: Request[Any, Any, Any], data: Annotated[RefundIn, Body()], idempotency_key: AdminKey
+    ) -> Response[Envelope[HoldOut]]:
+        """To the grants it came from. Units of a grant that has expired stay expired: give others instead."""
+        return await changes.refund(request, data, idempotency_key)
+
+    @get("/accounts", summary="A subject's balances by unit", operation_id="QuotaAdminAccounts")
+    async def accounts(request: Request[Any, Any, Any], subject: SubjectQuery) -> Envelope[Page[AccountBalance]]:
+        return ok(Page(items=await ledger.accounts(actor(request)[0], subject)))
+
+    @get("/history", summary="What happened to a subject's quota, newest first", operation_id="QuotaAdminHistory")
+    async def history(
+        request: Request[Any, Any, Any],
+        subject: SubjectQuery,
+        unit: UnitQuery = None,
+        cursor: CursorQuery = None,
+        limit: LimitQuery = 50,
+    ) -> Envelope[Page[AdminEntry]]:
+        page = await ledger.history(actor(request)[0], subject, unit=unit, cursor=cursor, limit=limit)
+        return ok(Page(items=[_shown_in_full(entry) for entry in page.items], next_cursor=page.next_cursor))
+
+    handlers = [grant, charge, refund, accounts, history]
+    return Router(path, route_handlers=handlers, guards=guards, tags=["quota administration"])
+
+
+class _Changes:
+    """What an administrator may change, each with its event in one transaction."""
+
+    def __init__(self, ledger: Ledger, actor: Owner) -> None:
+        self._ledger = ledger
+        self._actor = actor
+
+    async def grant(self, request: Connection, data: GrantIn, given: str) -> Response[Envelope[GrantOut]]:
+        account, who, key = self._of(request, data, given)
+
+        async def change(tx: Tx) -> Grant:
+            done = await self._ledger.grant(
+                account,
+                data.amount,
+                key=key,
+                source=data.source,
+                priority=data.priority,
+                effective_at_us=_us(data.effective_at),
+                expires_at_us=_us(data.expires_at),
+                tx=tx,
+                reason=data.reason,
+            )
+            await self._tell(done, "grant", data, who, key, tx)
+            return done
+
+        done = await self._ledger.db.run(change)
+        return _answer(_grant(done), created=done.created)
+
+    async def charge(self, request: Connection, data: ChargeIn, given: str) -> Response[Envelope[HoldOut]]:
+        account, who, key = self._of(request, data, given)
+
+        async def change(tx: Tx) -> Hold:
+            done = await self._ledger.charge(
+                account, data.amount, key=key, overage=data.overage, tx=tx, reason=data.reason
+            )
+            await self._tell(done, "charge", data, who, key, tx)
+            return done
+
+        done = await self._ledger.db.run(change)
+        return _answer(_hold(done), created=done.created)
+
+    async def refund(self, request: Connection, data: RefundIn, given: str) -> Response[Envelope[HoldOut]]:
+        account, who, key = self._of(request, data, given)
+
+        async def change(tx: Tx) -> Hold:
+            done = await self._ledger.refund(
+                account, data.amount, key=key, hold_key=data.hold_key, tx=tx, reason=data.reason
+            )
+            await self._tell(done, "refund", data, who, key, tx)
+            return done
+
+        done = await self._ledger.db.run(change)
+        return _answer(_hold(done), created=done.created)
+
+    def _of(self, request: Connection, data: _Change, given: str) -> tuple[Account, str, str]:
+        tenant, who = self._actor(request)
+        return Account(tenant, data.subject, data.unit), who, f"admin:{given}:{who}"
+
+    async def _tell(self, done: Grant | Hold, action: str, data: _Change, who: str, key: str, tx: Tx) -> None:
+        if done.created:
+            facts = {"actor": who, "action": action, "unit": data.unit, "amount": data.amount, "reason": data.reason}
+            facts |= {"key": key, "id": done.id}
+            event = Event(name="quota.administered", tenant=done.tenant, subject=done.subject, data=facts)
+            await self._ledger.events.emit(event, tx=tx)
+
+
+def _answer(data: Any, *, created: bool) -> Response[Any]:
+    return Response(ok(data), headers={} if created else {"Idempotent-Replayed": "true"})
+
+
+def _grant(grant: Grant) -> GrantOut:
+    return GrantOut(
+        id=grant.id,
+        subject=grant.subject,
+        unit=grant.unit,
+        key=grant.key,
+        amount=grant.amount,
+        remaining=grant.remaining,
+        source=grant.source,
+        priority=grant.priority,
+        effective_at=isoformat(grant.effective_at_us),
+        expires_at=None if grant.expires_at_us is None else isoformat(grant.expires_at_us),
+    )
+
+
+def _hold(hold: Hold) -> HoldOut:
+    return HoldOut(
+        id=hold.id,
+        subject=hold.subject,
+        unit=hold.unit,
+        key=hold.key,
+        phase=hold.phase,
+        charged=hold.captured,
+        refunded=hold.refunded,
+    )
+
+
+def _shown_in_full(entry: Entry) -> AdminEntry:
+    by_admin = _ADMIN_KEY.fullmatch(entry.key)
+    return AdminEntry(
+        unit=entry.unit,
+        seq=entry.seq,
+        kind=entry.kind,
+        amount=entry.amount,
+        available=entry.available,
+        reserved=entry.reserved,
+        key=entry.key,
+        reason=entry.reason,
+        at=isoformat(entry.at_us),
+        hold_key=entry.hold_key,
+        actor=by_admin[2] if by_admin else "",
+        spent=entry.spent,
+        expired=entry.expired,
+        debt=entry.debt,
+        available_change=entry.available_change,
+        reserved_change=entry.reserved_change,
+        spent_change=entry.spent_change,
+        expired_change=entry.expired_change,
+        debt_change=entry.debt_change,
+    )
+
+
+def _without_actor(key: str) -> str:
+    by_admin = _ADMIN_KEY.fullmatch(key)
+    return f"admin:{by_admin[1]}" if by_admin else key
+
+
+def _us(instant: datetime | None) -> int | None:
+    return None if instant is None else (instant - _EPOCH) // timedelta(microseconds=1)

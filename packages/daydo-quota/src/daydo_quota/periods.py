@@ -2,8 +2,8 @@
 
 Theory
 ------
-A cycle has an *origin*, a date and time on the wall clock of its zone, and goes on from there in days, weeks or months.
-Beginning number ``n`` is the origin and ``n`` steps, read on that clock: a day at 00:00, a Monday, the first of a month,
+A cycle has an *origin*, a date and time on the wall clock of its zone, and goes on from there by days, weeks or months.
+Beginning number ``n`` is the origin and ``n`` steps, read on that clock: a day at 00:00, a Monday, a month's first,
 or a customer's own day. A month that has no such day begins on its last; always counted from the origin, so that a
 cycle of the 31st returns to the 31st.
 
@@ -17,16 +17,16 @@ A period's name is the date its beginning bears on the wall clock, and one name 
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
-from .errors import BadZone
+from .errors import BadCalendar
 
 Every = Literal["day", "week", "month"]
 Anchor = Literal["calendar", "start"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _ORIGINS: dict[Every, datetime] = {
     "day": datetime(1970, 1, 1),  # noqa: DTZ001 - a wall clock's time; so are all without a zone here
@@ -47,7 +47,7 @@ def period_at(at_us: int, every: Every, zone: str, starts_at_us: int | None = No
     """The period that ``at_us`` lies in: of the calendar, or counted from ``starts_at_us``.
 
     Raises:
-        BadZone: this machine knows no such zone.
+        BadCalendar: this machine knows no such zone.
     """
     clock = clock_of(zone)
     origin = _ORIGINS[every] if starts_at_us is None else _wall(starts_at_us, clock)
@@ -62,11 +62,11 @@ def period_at(at_us: int, every: Every, zone: str, starts_at_us: int | None = No
 
 
 def clock_of(zone: str) -> ZoneInfo:
-    """The zone of an IANA name such as ``Asia/Shanghai``, or BadZone."""
+    """The zone of an IANA name such as ``Asia/Shanghai``, or BadCalendar."""
     try:
         return ZoneInfo(zone)
     except (ValueError, LookupError, OSError):  # unknown, not a name but a path, the name of a folder
-        raise BadZone(zone=zone) from None
+        raise BadCalendar(field="zone", value=zone) from None
 
 
 def _steps(origin: datetime, wall: datetime, every: Every) -> int:

@@ -198,6 +198,13 @@ class Notice(NamedTuple):
     facts: dict[str, Any]
 
 
+class Rules(msgspec.Struct, frozen=True):
+    """Of whom notice is given: below which balance, by unit, and how long before a grant expires (0: never)."""
+
+    low_balance: dict[str, int] = {}
+    expiring_notice_us: int = 0
+
+
 Outcome = Grant | Hold | list[Hold] | Allowance | Balance | QuotaError
 
 

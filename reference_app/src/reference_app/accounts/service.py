@@ -34,17 +34,24 @@ class Contact(msgspec.Struct, frozen=True, kw_only=True):
         return self.phone or self.email or ""
 
 
+class SignUpCredits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a new user is given: ``welcome`` once, ``daily`` each day by Beijing's clock, gone at its end; 0 is none."""
+
+    welcome: int = 0
+    daily: int = 0
+
+
 class Accounts:
     """Registration, log-in and profiles of one tenant."""
 
     def __init__(
-        self, db: Database, auth: Auth, ledger: Ledger, *, welcome_credits: int, clock: Clock | None = None
+        self, db: Database, auth: Auth, ledger: Ledger, sign_up: SignUpCredits, *, clock: Clock | None = None
     ) -> None:
         self._db = db
         self._auth = auth
         self._ledger = ledger
         self._profiles = Profiles(db)
-        self._welcome_credits = welcome_credits
+        self._sign_up = sign_up
         self._clock = clock or SystemClock()
 
     async def register(self, contact: Contact, password: str, *, device: str) -> tuple[Profile, Tokens]:
@@ -67,11 +74,7 @@ class Accounts:
         async def create(tx: Tx) -> Tokens:
             await self._auth.register(hashed, subject=profile.id, tenant=TENANT, tx=tx)
             await self._profiles.add(profile, tx=tx)
-            if self._welcome_credits:
-                account = Account(TENANT, profile.id, CREDITS)
-                await self._ledger.grant(
-                    account, self._welcome_credits, key=f"welcome_{profile.id}", source="promo", tx=tx
-                )
+            await self._give(Account(TENANT, profile.id, CREDITS), tx)
             return await self._auth.open_session(profile.id, tenant=TENANT, device=device, tx=tx)
 
         return profile, await self._db.run(create)
@@ -84,6 +87,14 @@ class Accounts:
         """
         tokens = await self._auth.login(Password(contact.login, password), device=device, tenant=TENANT)
         return await self.profile(TENANT, tokens.subject), tokens
+
+    async def _give(self, account: Account, tx: Tx) -> None:
+        given = self._sign_up
+        if given.welcome:
+            key = f"welcome_{account.subject}"
+            await self._ledger.grant(account, given.welcome, key=key, source="promo", tx=tx)
+        if given.daily:
+            await self._ledger.allow(account, given.daily, key=f"daily_{account.subject}", every="day", tx=tx)
 
     async def profile(self, tenant: str, user_id: str) -> Profile:
         """The user's profile.

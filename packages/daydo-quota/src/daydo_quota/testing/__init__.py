@@ -11,7 +11,19 @@ In a project of yours::
 (and ``pytest.register_assert_rewrite("daydo_quota.testing")`` in conftest.py, so that failures show values).
 """
 
+from .aim import Fault
+from .fault_suite import LedgerFaults
+from .faults import Faults
 from .model import LedgerModel
 from .suites import InTransaction, LedgerConformance, LedgerLike, check_books
 
-__all__ = ["InTransaction", "LedgerConformance", "LedgerLike", "LedgerModel", "check_books"]
+__all__ = [
+    "Fault",
+    "Faults",
+    "InTransaction",
+    "LedgerConformance",
+    "LedgerFaults",
+    "LedgerLike",
+    "LedgerModel",
+    "check_books",
+]

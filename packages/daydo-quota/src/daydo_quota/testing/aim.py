@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from enum import Enum
 
 
@@ -19,20 +19,19 @@ class Fault(Enum):
 
 
 class Aim:
-    """A fault for the statement number ``at`` (from 0) that comes by; ``task`` is whose call it belongs to."""
+    """A fault for the statement number ``at`` (from 0) that comes by; with -1 for none, to see what comes."""
 
-    def __init__(self, fault: Fault, at: int, task: asyncio.Task[object]) -> None:
+    def __init__(self, fault: Fault, at: int, cancel: Callable[[], object] = lambda: None) -> None:
         self.fault = fault
-        self._to_come = at
-        self._task = task
-        self.statement = ""
+        self.cancel = cancel
+        self.seen: list[str] = []
+        self.hit = ""
+        self._at = at
 
     def hits(self, statement: str) -> bool:
-        """Whether it is this one. The same aim hits once."""
-        self._to_come -= 1
-        if self._to_come == -1:
-            self.statement = " ".join(statement.split())
-        return self._to_come == -1
-
-    def cancel(self) -> None:
-        self._task.cancel()
+        """Whether it is this one."""
+        self.seen.append(" ".join(statement.split()))
+        if len(self.seen) - 1 != self._at:
+            return False
+        self.hit = self.seen[-1]
+        return True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import msgspec
 
 from daydo_quota.errors import (
+    AllowanceLimit,
+    AllowanceUnknown,
     BadPeriod,
     ChargeExceedsHold,
     HoldCancelled,
@@ -17,20 +21,31 @@ from daydo_quota.errors import (
     RefundExceedsCharge,
 )
 from daydo_quota.model import Balance
+from daydo_quota.periods import Anchor, Every, Period, period_at
+from daydo_quota.planner import MAX_ALLOWANCES
+
+Owner = tuple[str, str, str]
+"""(tenant, subject, unit)"""
 
 
 class ModelGrant(msgspec.Struct):
+    """``born``: when, and of those of one moment an allowance's before others."""
+
     amount: int
     priority: int
     from_us: int
     until_us: float
     facts: tuple[object, ...]
+    born: tuple[int, int]
 
 
 class ModelHold(msgspec.Struct):
-    """``charged``: from which grants, in the order in which it was charged; a refund takes away from its end."""
+    """``charged``: from which grants, in the order in which it was charged; a refund takes away from its end.
 
-    account: tuple[str, str, str]
+    ``owed`` was charged to none yet, since ``ended_us``.
+    """
+
+    account: Owner
     parts: list[tuple[ModelGrant, int]]
     until_us: int
     facts: tuple[object, ...]
@@ -40,6 +55,8 @@ class ModelHold(msgspec.Struct):
     beyond: int = 0
     final: int | None = None
     refunded: int = 0
+    owed: int = 0
+    ended_us: int = 0
 
     @property
     def amount(self) -> int:
@@ -55,23 +72,75 @@ class ModelHold(msgspec.Struct):
         return self.from_hold + self.beyond
 
 
+class ModelAllowance(msgspec.Struct):
+    account: Owner
+    amount: int
+    every: Every
+    zone: str
+    anchor: Anchor
+    priority: int
+    from_us: int
+    until_us: float
+    facts: tuple[object, ...]
+    periods: set[str] = set()
+
+    def period(self, now_us: int) -> Period | None:
+        if not self.from_us <= now_us < self.until_us:
+            return None
+        return period_at(now_us, self.every, self.zone, self.from_us if self.anchor == "start" else None)
+
+    def renews_at_us(self, now_us: int) -> int | None:
+        if now_us < self.from_us < self.until_us:
+            return self.from_us
+        period = self.period(now_us)
+        return period.end_us if period is not None and period.end_us < self.until_us else None
+
+
 class LedgerModel:
     """What a ledger must answer, without a database, without running totals and without expiry as an event.
 
-    It only remembers what was granted, held and settled; every balance is computed from that, as of ``now_us``. The
-    calls mirror :class:`daydo_quota.Ledger`'s and raise its errors.
+    It only remembers what was granted, held and settled; every balance is computed from that, as of ``now_us``. Two
+    things it must do when they happen: grant an allowance's period when somebody asks, and pay debts from whatever
+    becomes available. The calls mirror :class:`daydo_quota.Ledger`'s and raise its errors.
     """
 
     def __init__(self, hold_ttl_us: int = 300_000_000) -> None:
         self.now_us = 0
         self.hold_ttl_us = hold_ttl_us
-        self.grants: dict[tuple[str, str], tuple[tuple[str, str, str], ModelGrant]] = {}
-        self.holds: dict[tuple[tuple[str, str, str], str], ModelHold] = {}
+        self.grants: dict[tuple[str, str], tuple[Owner, ModelGrant]] = {}
+        self.holds: dict[tuple[Owner, str], ModelHold] = {}
         self.amendments: dict[tuple[str, str, str], tuple[tuple[object, ...], ModelHold]] = {}
+        self.allowances: dict[tuple[str, str], ModelAllowance] = {}
+
+    def wait_until(self, now_us: int) -> None:
+        """Time passes. What becomes available on the way pays debts there and then."""
+        moments = {hold.until_us for hold in self.holds.values()} | {grant.from_us for _, grant in self.grants.values()}
+        for at_us in sorted(at_us for at_us in moments if self.now_us < at_us <= now_us):
+            self.now_us = at_us
+            for account in {hold.account for hold in self.holds.values()}:
+                self._pay_debts(account)
+        self.now_us = now_us
+
+    def _renew(self, account: Owner) -> None:
+        for key, allowance in list(self.allowances.items()):
+            period = allowance.period(self.now_us)
+            if allowance.account == account and period is not None and period.name not in allowance.periods:
+                allowance.periods.add(period.name)
+                until_us = min(period.end_us, allowance.until_us)
+                grant = ModelGrant(allowance.amount, allowance.priority, self.now_us, until_us, (), (self.now_us, 0))
+                self.grants[f"{key} of {account}", period.name] = (account, grant)
+        self._pay_debts(account)
+
+    def _pay_debts(self, account: Owner) -> None:
+        owing = [hold for hold in self.holds.values() if hold.account == account and hold.owed]
+        for hold in sorted(owing, key=lambda hold: hold.ended_us):
+            paid = self._burn(account, min(hold.owed, self._balance(account).available))
+            hold.charged = [*hold.charged, *paid]
+            hold.owed -= sum(units for _, units in paid)
 
     def grant(
         self,
-        account: tuple[str, str, str],
+        account: Owner,
         amount: int,
         key: str,
         priority: int = 50,
@@ -79,6 +148,7 @@ class LedgerModel:
         expires_at_us: int | None = None,
     ) -> tuple[int, bool]:
         """(remaining, created)"""
+        self._renew(account)
         facts = (account, amount, priority, effective_at_us, expires_at_us)
         if (account[0], key) in self.grants:
             known = self.grants[account[0], key][1]
@@ -89,24 +159,70 @@ class LedgerModel:
         until_us = float("inf") if expires_at_us is None else expires_at_us
         if until_us <= max(self.now_us, from_us):
             raise BadPeriod(field="expires_at_us")
-        self.grants[account[0], key] = (account, ModelGrant(amount, priority, from_us, until_us, facts))
-        return amount, True
+        grant = ModelGrant(amount, priority, from_us, until_us, facts, (self.now_us, 1))
+        self.grants[account[0], key] = (account, grant)
+        self._pay_debts(account)
+        return self._remaining(grant), True
 
-    def reserve(self, account: tuple[str, str, str], amount: int, key: str, ttl_us: int | None = None) -> Outcome:
+    def allow(
+        self,
+        account: Owner,
+        amount: int,
+        key: str,
+        every: Every,
+        zone: str,
+        anchor: Anchor = "calendar",
+        priority: int = 50,
+        starts_at_us: int | None = None,
+        until_us: int | None = None,
+    ) -> tuple[int, int | None, bool]:
+        """(amount, renews_at_us, created)"""
+        self._renew(account)
+        facts = (account, amount, every, zone, anchor, priority, starts_at_us, until_us)
+        known = self.allowances.get((account[0], key))
+        if known is not None:
+            if known.facts != facts:
+                raise KeyConflict(key=key)
+            return known.amount, known.renews_at_us(self.now_us), False
+        from_us = self.now_us if starts_at_us is None else starts_at_us
+        ends_us = float("inf") if until_us is None else until_us
+        if ends_us <= max(self.now_us, from_us):
+            raise BadPeriod(field="until_us")
+        running = [allowance for allowance in self.allowances.values() if allowance.account == account]
+        if sum(allowance.renews_at_us(self.now_us) is not None for allowance in running) >= MAX_ALLOWANCES:
+            raise AllowanceLimit(most=MAX_ALLOWANCES)
+        new = ModelAllowance(account, amount, every, zone, anchor, priority, from_us, ends_us, facts)
+        self.allowances[account[0], key] = new
+        self._renew(account)
+        return amount, new.renews_at_us(self.now_us), True
+
+    def disallow(self, account: Owner, key: str) -> tuple[int, int | None, bool]:
+        """(amount, renews_at_us, created)"""
+        self._renew(account)
+        known = self.allowances.get((account[0], key))
+        if known is None:
+            raise AllowanceUnknown(key=key)
+        if known.account != account:
+            raise KeyConflict(key=key)
+        runs = self.now_us < known.until_us
+        known.until_us = min(known.until_us, self.now_us)
+        return known.amount, None, runs
+
+    def reserve(self, account: Owner, amount: int, key: str, ttl_us: int | None = None) -> Outcome:
         return self._reserve([(account, amount)], key, ttl_us, (account, amount, ttl_us))[0]
 
-    def reserve_all(
-        self, amounts: list[tuple[tuple[str, str, str], int]], key: str, ttl_us: int | None = None
-    ) -> list[Outcome]:
+    def reserve_all(self, amounts: list[tuple[Owner, int]], key: str, ttl_us: int | None = None) -> list[Outcome]:
         return self._reserve(amounts, key, ttl_us, (tuple(sorted(amounts)), ttl_us))
 
     def _reserve(
         self,
-        amounts: list[tuple[tuple[str, str, str], int]],
+        amounts: list[tuple[Owner, int]],
         key: str,
         ttl_us: int | None,
         facts: tuple[object, ...],
     ) -> list[Outcome]:
+        for account, _ in amounts:
+            self._renew(account)
         known = self._under(amounts[0][0][0], key)
         if any(hold.ended == "tombstone" and hold.account in dict(amounts) for hold in known):
             raise HoldCancelled(key=key, hold_id="")
@@ -121,7 +237,23 @@ class LedgerModel:
             self.holds[account, key] = ModelHold(account, self._burn(account, amount), until_us, facts)
         return [self._outcome(self.holds[account, key], True) for account, _ in amounts]
 
-    def capture(self, account: tuple[str, str, str], amount: int, key: str, hold_key: str) -> Outcome:
+    def charge(self, account: Owner, amount: int, key: str, overage: str = "reject") -> Outcome:
+        self._renew(account)
+        facts = (account, amount, "charge")
+        known = self._under(account[0], key)
+        if any(hold.ended == "tombstone" and hold.account == account for hold in known):
+            raise HoldCancelled(key=key, hold_id="")
+        if any(hold.facts != facts for hold in known):
+            raise KeyConflict(key=key)
+        if known:
+            return self._outcome(known[0], False)
+        hold = ModelHold(account, [], self.now_us, facts)
+        self._confirm(hold, amount, 0, overage)
+        self.holds[account, key] = hold
+        return self._outcome(hold, True)
+
+    def capture(self, account: Owner, amount: int, key: str, hold_key: str) -> Outcome:
+        self._renew(account)
         facts = (account, hold_key, amount)
         known = self._amended("capture", account[0], key, facts)
         if known is not None:
@@ -135,12 +267,13 @@ class LedgerModel:
 
     def confirm(
         self,
-        account: tuple[str, str, str],
+        account: Owner,
         amount: int | None,
         key: str,
         overage: str = "reject",
         late: str = "reject",
     ) -> Outcome:
+        self._renew(account)
         hold = self._hold(account, key)
         if hold is None:
             raise HoldUnknown(key=key)
@@ -156,15 +289,22 @@ class LedgerModel:
         charge = left if amount is None else amount
         if charge > left and overage == "reject":
             raise ChargeExceedsHold(key=key, amount=charge, held=left)
-        from_hold = min(charge, left) if phase == "open" else 0
-        self._require(account, charge - from_hold)
-        self._charge(hold, from_hold)
-        beyond = self._burn(account, charge - from_hold)
-        hold.charged = [*hold.charged, *beyond]
-        hold.ended, hold.final, hold.beyond = "confirmed", charge, charge - from_hold
+        late_or_not = overage if phase == "open" else late
+        self._confirm(hold, charge, min(charge, left) if phase == "open" else 0, late_or_not)
+        self._pay_debts(account)
         return self._outcome(hold, True)
 
-    def cancel(self, account: tuple[str, str, str], key: str) -> Outcome:
+    def _confirm(self, hold: ModelHold, charge: int, from_hold: int, overage: str) -> None:
+        beyond = charge - from_hold
+        owed = max(0, beyond - self._balance(hold.account).available) if overage == "debt" else 0
+        self._require(hold.account, beyond - owed)
+        self._charge(hold, from_hold)
+        hold.charged = [*hold.charged, *self._burn(hold.account, beyond - owed)]
+        hold.ended, hold.ended_us = "confirmed", self.now_us
+        hold.final, hold.beyond, hold.owed = charge, beyond, owed
+
+    def cancel(self, account: Owner, key: str) -> Outcome:
+        self._renew(account)
         hold = self._hold(account, key)
         if hold is None:
             hold = self.holds[account, key] = ModelHold(account, [], self.now_us, (), "tombstone")
@@ -174,15 +314,18 @@ class LedgerModel:
         changes = self.phase(hold) == "open"
         if changes:
             hold.ended = "cancelled"
+            self._pay_debts(account)
         return self._outcome(hold, changes)
 
-    def extend(self, account: tuple[str, str, str], ttl_us: int, key: str) -> Outcome:
+    def extend(self, account: Owner, ttl_us: int, key: str) -> Outcome:
+        self._renew(account)
         hold = self._open_hold(account, key)
         longer = self.now_us + ttl_us > hold.until_us
         hold.until_us = max(hold.until_us, self.now_us + ttl_us)
         return self._outcome(hold, longer)
 
-    def refund(self, account: tuple[str, str, str], amount: int, key: str, hold_key: str) -> Outcome:
+    def refund(self, account: Owner, amount: int, key: str, hold_key: str) -> Outcome:
+        self._renew(account)
         facts = (account, hold_key, amount)
         known = self._amended("refund", account[0], key, facts)
         if known is not None:
@@ -193,22 +336,40 @@ class LedgerModel:
         charged = hold.captured - hold.refunded
         if amount > charged:
             raise RefundExceedsCharge(key=hold_key, amount=amount, charged=charged)
-        hold.charged = _skip(hold.charged[::-1], amount)[::-1]
+        forgiven = min(amount, hold.owed)
+        hold.owed -= forgiven
+        hold.charged = _skip(hold.charged[::-1], amount - forgiven)[::-1]
         hold.refunded += amount
         self.amendments["refund", account[0], key] = (facts, hold)
+        self._pay_debts(account)
         return self._outcome(hold, True)
 
     def phase(self, hold: ModelHold) -> str:
         return hold.ended or ("open" if self.now_us < hold.until_us else "expired")
 
-    def balance(self, account: tuple[str, str, str]) -> Balance:
+    def balance(self, account: Owner) -> Balance:
+        """What a look shows: as if somebody asked now, and it was forgotten again."""
+        return deepcopy(self).ask(account) if self._renews(account) else self._balance(account)
+
+    def ask(self, account: Owner) -> Balance:
+        self._renew(account)
+        return self._balance(account)
+
+    def _renews(self, account: Owner) -> bool:
+        mine = [allowance for allowance in self.allowances.values() if allowance.account == account]
+        periods = [(allowance.period(self.now_us), allowance.periods) for allowance in mine]
+        return any(period is not None and period.name not in known for period, known in periods)
+
+    def _balance(self, account: Owner) -> Balance:
         sums = dict.fromkeys(("available", "reserved", "spent", "expired", "pending"), 0)
         for grant in self._grants_of(account):
             early, late = self.now_us < grant.from_us, self.now_us >= grant.until_us
             sums["pending" if early else "expired" if late else "available"] += self._remaining(grant)
             sums["reserved"] += self._held(grant)
             sums["spent"] += self._spent(grant)
-        return Balance(**sums)
+        debt = sum(hold.owed for hold in self.holds.values() if hold.account == account)
+        sums["spent"] += debt
+        return Balance(**sums, debt=debt)
 
     def _remaining(self, grant: ModelGrant) -> int:
         return grant.amount - self._held(grant) - self._spent(grant)
@@ -220,33 +381,33 @@ class LedgerModel:
     def _spent(self, grant: ModelGrant) -> int:
         return sum(used for hold in self.holds.values() for source, used in hold.charged if source is grant)
 
-    def _require(self, account: tuple[str, str, str], amount: int) -> None:
-        available = self.balance(account).available
+    def _require(self, account: Owner, amount: int) -> None:
+        available = self._balance(account).available
         if amount > available:
             raise InsufficientQuota(subject=account[1], unit=account[2], amount=amount, available=available)
 
-    def _burn(self, account: tuple[str, str, str], amount: int) -> list[tuple[ModelGrant, int]]:
+    def _burn(self, account: Owner, amount: int) -> list[tuple[ModelGrant, int]]:
         usable = [grant for grant in self._grants_of(account) if grant.from_us <= self.now_us < grant.until_us]
-        in_order = sorted(usable, key=lambda grant: (grant.priority, grant.until_us))
+        in_order = sorted(usable, key=lambda grant: (grant.priority, grant.until_us, grant.born))
         return _first([(grant, self._remaining(grant)) for grant in in_order], amount)
 
     def _charge(self, hold: ModelHold, amount: int) -> None:
         hold.charged = [*hold.charged, *_first(hold.left, amount)]
         hold.from_hold += amount
 
-    def _grants_of(self, account: tuple[str, str, str]) -> list[ModelGrant]:
+    def _grants_of(self, account: Owner) -> list[ModelGrant]:
         return [grant for owner, grant in self.grants.values() if owner == account]
 
     def _under(self, tenant: str, key: str) -> list[ModelHold]:
         return [hold for (account, its_key), hold in self.holds.items() if (account[0], its_key) == (tenant, key)]
 
-    def _hold(self, account: tuple[str, str, str], key: str) -> ModelHold | None:
+    def _hold(self, account: Owner, key: str) -> ModelHold | None:
         hold = self.holds.get((account, key))
         if hold is None and any(other.ended != "tombstone" for other in self._under(account[0], key)):
             raise KeyConflict(key=key)
         return hold
 
-    def _open_hold(self, account: tuple[str, str, str], key: str) -> ModelHold:
+    def _open_hold(self, account: Owner, key: str) -> ModelHold:
         hold = self._hold(account, key)
         if hold is None:
             raise HoldUnknown(key=key)
@@ -269,11 +430,11 @@ class LedgerModel:
         return hold
 
     def _outcome(self, hold: ModelHold, created: bool) -> Outcome:
-        return self.phase(hold), hold.amount, hold.captured, hold.refunded, created
+        return self.phase(hold), hold.amount, hold.captured, hold.refunded, hold.owed, created
 
 
-Outcome = tuple[str, int, int, int, bool]
-"""(phase, amount, captured, refunded, created)"""
+Outcome = tuple[str, int, int, int, int, bool]
+"""(phase, amount, captured, refunded, owed, created)"""
 
 
 def _first(parts: list[tuple[ModelGrant, int]], amount: int) -> list[tuple[ModelGrant, int]]:

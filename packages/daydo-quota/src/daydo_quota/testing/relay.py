@@ -202,7 +202,9 @@ class _Link:
         statements = text.split(_BETWEEN) if self._several else [text]
         aim = self._aim()
         for position, statement in enumerate(statements):
-            if aim is not None and not statement.startswith(_HOUSEKEEPING) and aim.hits(statement.decode(errors="replace")):
+            if aim is None or statement.startswith(_HOUSEKEEPING):
+                continue
+            if aim.hits(statement.decode(errors="replace")):
                 await self._strike(aim, statements, position)
                 return
         self._client.writer.write(await self._server.ask(statements))

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 
-from daydo_db import Database
+from daydo_db import Database, Deadlock
 from daydo_kernel import Page, new_id
 from daydo_kernel.testing import ManualClock
 from daydo_quota.audit import Auditor
 from daydo_quota.errors import (
+    AllowanceLimit,
+    AllowanceUnknown,
     BadAccounts,
     BadAmount,
+    BadCalendar,
     BadName,
     BadPeriod,
     BadReason,
@@ -31,18 +37,21 @@ from daydo_quota.errors import (
     RefundExceedsCharge,
 )
 from daydo_quota.ledger import Ledger
-from daydo_quota.model import Account, AccountBalance, AccountLike, Balance, Entry, Grant, Hold
-from daydo_quota.planner import MAX_UNITS
+from daydo_quota.model import Account, AccountBalance, AccountLike, Allowance, Balance, Entry, Grant, Hold
+from daydo_quota.rows import MAX_UNITS
 
 
 class LedgerLike(Protocol):
     """The calls that the suite makes; :class:`daydo_quota.Ledger` and :class:`InTransaction` have them."""
 
     async def grant(self, account: AccountLike, amount: int, *, key: str, **options: Any) -> Grant: ...
+    async def allow(self, account: AccountLike, amount: int, *, key: str, **options: Any) -> Allowance: ...
+    async def disallow(self, account: AccountLike, *, key: str) -> Allowance: ...
     async def reserve(self, account: AccountLike, amount: int, *, key: str, **options: Any) -> Hold: ...
     async def reserve_all(
         self, amounts: Sequence[tuple[AccountLike, int]], *, key: str, **options: Any
     ) -> list[Hold]: ...
+    async def charge(self, account: AccountLike, amount: int, *, key: str, **options: Any) -> Hold: ...
     async def capture(self, account: AccountLike, amount: int, *, key: str, hold_key: str, **options: Any) -> Hold: ...
     async def confirm(self, account: AccountLike, amount: int | None = None, *, key: str, **options: Any) -> Hold: ...
     async def cancel(self, account: AccountLike, *, key: str, **options: Any) -> Hold: ...
@@ -54,10 +63,14 @@ class LedgerLike(Protocol):
     async def sweep(self) -> int: ...
 
 
+_REPEATS = 5
+
+
 class InTransaction:
     """A ledger whose every writing call runs with ``tx=`` in a transaction that ``transaction()`` opens.
 
-    ``InTransaction(ledger, db.transaction)``, or anything that opens a session of yours and enlists it.
+    ``InTransaction(ledger, db.transaction)``, or anything that opens a session of yours and enlists it. It is repeated
+    after a deadlock, as everybody's transactions must be: servers undo one of several that make the same account.
     """
 
     def __init__(self, ledger: Ledger, transaction: Callable[[], Any]) -> None:
@@ -65,11 +78,24 @@ class InTransaction:
         self._transaction = transaction
 
     async def _call(self, method: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+        for _ in range(_REPEATS):
+            with suppress(Deadlock):
+                async with self._transaction() as tx:
+                    return await method(*args, **options, tx=tx)
         async with self._transaction() as tx:
             return await method(*args, **options, tx=tx)
 
     async def grant(self, account: AccountLike, amount: int, **options: Any) -> Any:
         return await self._call(self._ledger.grant, account, amount, **options)
+
+    async def allow(self, account: AccountLike, amount: int, **options: Any) -> Any:
+        return await self._call(self._ledger.allow, account, amount, **options)
+
+    async def disallow(self, account: AccountLike, **options: Any) -> Any:
+        return await self._call(self._ledger.disallow, account, **options)
+
+    async def charge(self, account: AccountLike, amount: int, **options: Any) -> Any:
+        return await self._call(self._ledger.charge, account, amount, **options)
 
     async def reserve(self, account: AccountLike, amount: int, **options: Any) -> Any:
         return await self._call(self._ledger.reserve, account, amount, **options)
@@ -729,12 +755,27 @@ class LedgerConformance:
             (BadPeriod, ledger.grant(account, 1, key="k", expires_at_us=clock.now_us())),
             (BadPeriod, ledger.grant(account, 1, key="k", effective_at_us=soon, expires_at_us=soon)),
             (BadPeriod, ledger.grant(account, 1, key="k", expires_at_us=-1)),
+            *((BadAmount, ledger.charge(account, amount, key="k")) for amount in (0, -1, 2**53)),
+            (BadAmount, ledger.allow(account, 0, key="k", every="day")),
+            (BadAmount, ledger.allow(account, 1, key="k", every="day", priority=101)),
+            (BadCalendar, ledger.allow(account, 1, key="k", every="year")),
+            (BadCalendar, ledger.allow(account, 1, key="k", every="day", anchor="end")),
+            (BadCalendar, ledger.allow(account, 1, key="k", every="day", zone="Nowhere/Land")),
+            (BadCalendar, ledger.allow(account, 1, key="k", every="day", zone="x" * 65)),
+            (BadPeriod, ledger.allow(account, 1, key="k", every="day", until_us=clock.now_us())),
+            (BadPeriod, ledger.allow(account, 1, key="k", every="day", starts_at_us=soon, until_us=soon)),
+            (BadPeriod, ledger.allow(account, 1, key="k", every="day", starts_at_us=-1)),
+            (AllowanceUnknown, ledger.disallow(account, key="k")),
             *((BadPeriod, ledger.reserve(account, 1, key="k", ttl_s=ttl)) for ttl in (0.0, -1.0, 1e9, float("nan"))),
         ]
         for error, call in refused:
             await _raises(error, call)
         await ledger.grant(account, MAX_UNITS, key="all")
         await _raises(BalanceLimit, ledger.grant(account, 1, key="k"))
+        await ledger.reserve(account, 1, key="one")
+        await _raises(BalanceLimit, ledger.charge(account, MAX_UNITS, key="k", overage="debt"))
+        await ledger.cancel(account, key="one")
+        await ledger.allow(account, 1, key="k", every="day")
         assert await ledger.balance(account) == Balance(available=MAX_UNITS)
 
     async def test_the_sweeper_writes_what_is_due(
@@ -749,6 +790,352 @@ class LedgerConformance:
         await asyncio.gather(ledger.sweep(), ledger.sweep())
         history = await ledger.history(account.tenant, account.subject)
         assert [entry.kind for entry in history.items] == ["grant_expired", "hold_expired", "held", "granted"]
+
+    # Charges without a hold, and debts
+
+    async def test_a_charge_needs_no_hold(self, ledger: LedgerLike, account: Account) -> None:
+        """It charges at once and once, in burn order; too little refuses it and leaves its key free."""
+        await ledger.grant(account, 3, key="paid", priority=90)
+        await ledger.grant(account, 3, key="promo", priority=10)
+        await _raises(InsufficientQuota, ledger.charge(account, 7, key="sms"))
+        charged = await ledger.charge(account, 4, key="sms", reason="two texts")
+        assert (charged.phase, charged.amount, charged.captured, charged.created) == ("confirmed", 0, 4, True)
+        assert await ledger.charge(account, 4, key="sms") == msgspec.structs.replace(charged, created=False)
+        assert await ledger.balance(account) == Balance(available=2, spent=4)
+        assert (await ledger.grant(account, 3, key="promo", priority=10)).remaining == 0
+        entry = (await ledger.history(account.tenant, account.subject, limit=1)).items[0]
+        assert (entry.kind, entry.key, entry.amount, entry.reason) == ("charged", "sms", 4, "two texts")
+        assert (entry.available_change, entry.reserved_change, entry.spent_change) == (-4, 0, 4)
+
+    async def test_a_charges_key_is_a_holds(self, ledger: LedgerLike, account: Account) -> None:
+        """A hold and a charge never share one; what was charged can be refunded by it, and nothing else be done."""
+        await ledger.grant(account, 10, key="order")
+        await ledger.charge(account, 4, key="sms")
+        await ledger.reserve(account, 4, key="task")
+        conflicts: list[Awaitable[object]] = [
+            ledger.charge(account, 5, key="sms"),
+            ledger.reserve(account, 4, key="sms"),
+            ledger.charge(account, 4, key="task"),
+            ledger.confirm(account, 5, key="sms"),
+            ledger.charge(Account(account.tenant, "u_8", "credits"), 4, key="sms", overage="debt"),
+        ]
+        for conflict in conflicts:
+            await _raises(KeyConflict, conflict)
+        await _raises(HoldConfirmed, ledger.cancel(account, key="sms"))
+        await _raises(HoldConfirmed, ledger.capture(account, 1, key="page", hold_key="sms"))
+        assert (await ledger.refund(account, 3, key="back", hold_key="sms")).refunded == 3
+        assert await ledger.balance(account) == Balance(available=5, reserved=4, spent=1)
+        await ledger.cancel(account, key="late")
+        await _raises(HoldCancelled, ledger.charge(account, 1, key="late"))
+
+    async def test_a_debt_is_paid_from_the_next_units(self, ledger: LedgerLike, account: Account) -> None:
+        """What a confirm may owe is spent at once; nothing is available before that is paid, by however many grants."""
+        await ledger.grant(account, 10, key="order")
+        await ledger.reserve(account, 4, key="task")
+        await _raises(InsufficientQuota, ledger.confirm(account, 13, key="task", overage="available"))
+        owing = await ledger.confirm(account, 13, key="task", overage="debt")
+        assert (owing.phase, owing.captured, owing.owed) == ("confirmed", 13, 3)
+        assert await ledger.confirm(account, 13, key="task") == msgspec.structs.replace(owing, created=False)
+        assert await ledger.balance(account) == Balance(spent=13, debt=3)
+        await _raises(InsufficientQuota, ledger.reserve(account, 1, key="next"))
+        assert (await ledger.grant(account, 2, key="order_2")).remaining == 0
+        assert await ledger.balance(account) == Balance(spent=13, debt=1)
+        assert (await ledger.grant(account, 2, key="order_3")).remaining == 1
+        assert await ledger.balance(account) == Balance(available=1, spent=13)
+        assert (await ledger.confirm(account, 13, key="task")).owed == 0
+        told = [
+            (e.kind, e.key, e.amount, e.available_change, e.spent_change, e.debt_change, e.debt)
+            for e in (await ledger.history(account.tenant, account.subject, limit=5)).items
+        ]
+        assert told == [
+            ("repaid", "order_3", 1, -1, 0, -1, 0),
+            ("granted", "order_3", 2, 2, 0, 0, 1),
+            ("repaid", "order_2", 2, -2, 0, -2, 1),
+            ("granted", "order_2", 2, 2, 0, 0, 3),
+            ("confirmed", "task", 13, -6, 13, 3, 3),
+        ]
+
+    async def test_whatever_becomes_available_pays_a_debt(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """A cancelled hold, one that times out, a refund, a grant that begins: none leaves units beside a debt."""
+        begins = clock.now_us() + 40_000_000
+        await ledger.grant(account, 12, key="order")
+        await ledger.grant(account, 3, key="later", effective_at_us=begins)
+        await ledger.charge(account, 2, key="paid")
+        for key in ("cancelled", "timed_out"):
+            await ledger.reserve(account, 5, key=key, ttl_s=30)
+        await ledger.charge(account, 20, key="owing", overage="debt")
+        assert await ledger.balance(account) == Balance(reserved=10, spent=22, pending=3, debt=20)
+        await ledger.cancel(account, key="cancelled")
+        assert await ledger.balance(account) == Balance(reserved=5, spent=22, pending=3, debt=15)
+        await ledger.refund(account, 2, key="back", hold_key="paid")
+        assert await ledger.balance(account) == Balance(reserved=5, spent=20, pending=3, debt=13)
+        clock.advance(30)
+        assert await ledger.balance(account) == Balance(spent=20, pending=3, debt=8)
+        clock.advance(10)
+        assert await ledger.balance(account) == Balance(spent=20, debt=5)
+        await ledger.sweep()
+        assert await ledger.balance(account) == Balance(spent=20, debt=5)
+        history = await ledger.history(account.tenant, account.subject, limit=4)
+        assert [(entry.kind, entry.key) for entry in history.items] == [
+            ("repaid", "later"),
+            ("activated", "later"),
+            ("repaid", "timed_out"),
+            ("hold_expired", "timed_out"),
+        ]
+
+    async def test_a_refund_undoes_what_was_never_paid_first(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """Then what was paid last, to the grant that paid: units of an expired one do not come back through a debt."""
+        promo = {"expires_at_us": clock.now_us() + 10_000_000}
+        await ledger.grant(account, 2, key="order")
+        await ledger.charge(account, 7, key="task", overage="debt")
+        await ledger.grant(account, 3, key="promo", **promo)
+        assert await ledger.balance(account) == Balance(spent=7, debt=2)
+        assert (await ledger.refund(account, 3, key="back_1", hold_key="task")).owed == 0
+        assert await ledger.balance(account) == Balance(available=1, spent=4)
+        assert (await ledger.grant(account, 3, key="promo", **promo)).remaining == 1
+        clock.advance(10)
+        await ledger.refund(account, 3, key="back_2", hold_key="task")
+        assert await ledger.balance(account) == Balance(available=1, spent=1, expired=3)
+        await _raises(RefundExceedsCharge, ledger.refund(account, 2, key="back_3", hold_key="task"))
+
+    async def test_the_longest_owed_is_paid_first(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """A grant pays the holds in the order in which they came to owe."""
+        await ledger.grant(account, 2, key="order")
+        for key in ("late", "early"):
+            await ledger.reserve(account, 1, key=key)
+        for key in ("early", "late"):
+            await ledger.confirm(account, 4, key=key, overage="debt")
+            clock.advance(1)
+        await ledger.grant(account, 4, key="order_2")
+        owed = [(await ledger.confirm(account, 4, key=key)).owed for key in ("early", "late")]
+        assert owed == [0, 2]
+
+    async def test_an_account_may_begin_with_a_debt(self, ledger: LedgerLike, account: Account) -> None:
+        """What is charged that way opens it, as a grant does; without, it is refused."""
+        await _raises(InsufficientQuota, ledger.charge(account, 3, key="sms"))
+        assert (await ledger.charge(account, 3, key="sms", overage="debt")).owed == 3
+        assert await ledger.accounts(account.tenant, account.subject) == [
+            AccountBalance(unit="credits", spent=3, debt=3)
+        ]
+        await ledger.grant(account, 5, key="order")
+        assert await ledger.balance(account) == Balance(available=2, spent=3)
+
+    async def test_a_late_confirm_makes_no_debt(self, ledger: LedgerLike, clock: ManualClock, account: Account) -> None:
+        """Its hold has timed out and promised nothing any more: the balance covers all of it, or it is refused."""
+        await ledger.grant(account, 4, key="order")
+        await ledger.reserve(account, 4, key="task", ttl_s=30)
+        clock.advance(30)
+        await _raises(HoldExpired, ledger.confirm(account, 4, key="task", overage="debt"))
+        await _raises(InsufficientQuota, ledger.confirm(account, 5, key="task", overage="debt", late="available"))
+        assert await ledger.balance(account) == Balance(available=4)
+        assert (await ledger.confirm(account, 4, key="task", overage="debt", late="available")).owed == 0
+
+    async def test_debts_at_once_are_owed_once(self, ledger: LedgerLike, account: Account) -> None:
+        """Ten callers with one key owe together what one owes; ten grants pay it once."""
+        owing = await asyncio.gather(*(ledger.charge(account, 5, key="sms", overage="debt") for _ in range(10)))
+        assert [hold.created for hold in owing].count(True) == 1
+        await asyncio.gather(*(ledger.grant(account, 1, key=f"order_{number}") for number in range(10)))
+        assert await ledger.balance(account) == Balance(available=5, spent=5)
+
+    # Allowances
+
+    async def test_an_allowance_is_there_in_every_period(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """Looked at or not, and gone at its end; a period in which nobody asks leaves no entry."""
+        await self._at(clock, "2026-03-04T12:00")
+        daily = await ledger.allow(account, 5, key="free", every="day", reason="每日免费")
+        midnight = self._us("2026-03-05T00:00")
+        assert (daily.amount, daily.renews_at_us, daily.until_us, daily.created) == (5, midnight, None, True)
+        assert await ledger.balance(account) == Balance(available=5)
+        await ledger.charge(account, 2, key="wednesday")
+        await self._at(clock, "2026-03-04T23:59:59.999999")
+        assert await ledger.balance(account) == Balance(available=3, spent=2)
+        await self._at(clock, "2026-03-05T00:00")
+        # A balance with tx= would ask for the day's units, and that is an entry.
+        shown = AccountBalance(unit="credits", available=5, spent=2, expired=3)
+        assert await ledger.accounts(account.tenant, account.subject) == [shown]
+        await self._at(clock, "2026-03-08T09:00")
+        assert await ledger.balance(account) == Balance(available=5, spent=2, expired=3)
+        await ledger.charge(account, 5, key="sunday")
+        await _raises(InsufficientQuota, ledger.charge(account, 1, key="too_much"))
+        history = (await ledger.history(account.tenant, account.subject)).items
+        assert [(entry.kind, entry.amount, entry.at_us) for entry in history] == [
+            ("charged", 5, clock.now_us()),
+            ("granted", 5, clock.now_us()),
+            ("grant_expired", 3, midnight),
+            ("charged", 2, self._us("2026-03-04T12:00")),
+            ("granted", 5, self._us("2026-03-04T12:00")),
+        ]
+        assert (history[1].reason, history[1].key[-10:]) == ("每日免费", "2026-03-08")
+
+    async def test_a_period_is_granted_once_however_many_ask(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """Twenty at once at its first moment, want one of five units each: five get one, and there is one grant."""
+        await ledger.allow(account, 5, key="free", every="day")
+        for day in ("2026-03-05T00:00", "2026-03-06T00:00"):
+            await self._at(clock, day)
+            calls = [ledger.reserve(account, 1, key=f"{day} {number}".replace(" ", "_")) for number in range(20)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert sum(isinstance(answer, Hold) for answer in answers) == 5
+            assert all(isinstance(answer, Hold | InsufficientQuota) for answer in answers)
+            history = await ledger.history(account.tenant, account.subject, limit=100)
+            assert [entry.key[-10:] for entry in history.items if entry.kind == "granted"].count(day[:10]) == 1
+
+    async def test_a_clock_that_is_set_back_grants_no_period_twice(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """After a midnight that was too early comes the day before, and then the same midnight again."""
+        await self._at(clock, "2026-03-04T12:00")
+        await ledger.allow(account, 5, key="free", every="day")
+        for moment in ("2026-03-05T00:00", "2026-03-04T23:00", "2026-03-05T00:01"):
+            await self._at(clock, moment)
+            await ledger.charge(account, 1, key=moment)
+        assert await ledger.balance(account) == Balance(available=2, spent=3, expired=5)
+
+    async def test_an_allowance_follows_its_zone_and_its_start(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """A day of 23 hours, a month from the 31st: as a customer's calendar says."""
+        await self._at(clock, "2024-01-31T18:30")
+        monthly = {"every": "month", "anchor": "start", "starts_at_us": clock.now_us()}
+        assert (await ledger.allow(account, 9, key="plan", **monthly)).renews_at_us == self._us("2024-02-29T18:30")
+        await self._at(clock, "2024-02-29T18:30")
+        assert (await ledger.allow(account, 9, key="plan", **monthly)).renews_at_us == self._us("2024-03-31T18:30")
+        new_york = {"every": "day", "zone": "America/New_York"}
+        await self._at(clock, "2024-03-10T14:00")  # there it is one hour into a Sunday that is one hour short
+        sunday = await ledger.allow(account, 1, key="day", **new_york)
+        assert sunday.renews_at_us == self._us("2024-03-11T12:00")
+
+    async def test_an_allowance_has_a_beginning_and_an_end(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """No unit before the one, none after the other, whatever its periods are."""
+        await self._at(clock, "2026-03-04T12:00")
+        dates = {"starts_at_us": self._us("2026-03-05T12:00"), "until_us": self._us("2026-03-06T12:00")}
+        allowance = await ledger.allow(account, 5, key="trial", every="day", **dates)
+        assert (allowance.renews_at_us, allowance.until_us) == (dates["starts_at_us"], dates["until_us"])
+        await self._at(clock, "2026-03-05T11:59:59.999999")
+        assert await ledger.balance(account) == Balance()
+        for moment in ("2026-03-05T12:00", "2026-03-06T00:00"):
+            await self._at(clock, moment)
+            await ledger.charge(account, 4, key=moment)
+        assert await ledger.balance(account) == Balance(available=1, spent=8, expired=1)
+        assert (await ledger.allow(account, 5, key="trial", every="day", **dates)).renews_at_us is None
+        await self._at(clock, "2026-03-06T12:00")
+        assert await ledger.balance(account) == Balance(spent=8, expired=2)
+        await self._at(clock, "2026-03-08T12:00")
+        assert await ledger.balance(account) == Balance(spent=8, expired=2)
+
+    async def test_a_disallowed_allowance_ends_with_its_period(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """What was granted stays until then; a repeat changes nothing, and the same key allows nothing new."""
+        await self._at(clock, "2026-03-04T12:00")
+        await ledger.allow(account, 5, key="plan", every="day")
+        await ledger.allow(account, 2, key="other", every="day")
+        ended = await ledger.disallow(account, key="plan")
+        assert (ended.until_us, ended.renews_at_us, ended.created) == (clock.now_us(), None, True)
+        assert await ledger.disallow(account, key="plan") == msgspec.structs.replace(ended, created=False)
+        assert not (await ledger.allow(account, 5, key="plan", every="day")).created
+        assert await ledger.balance(account) == Balance(available=7)
+        await self._at(clock, "2026-03-05T00:00")
+        assert await ledger.balance(account) == Balance(available=2, expired=7)
+        await _raises(AllowanceUnknown, ledger.disallow(account, key="nothing"))
+
+    async def test_an_allowances_key_names_one(self, ledger: LedgerLike, account: Account) -> None:
+        """The same call returns it; another amount, calendar, date or account conflicts; a grant may bear it, too."""
+        other = Account(account.tenant, account.subject, "points")
+        await ledger.grant(other, 1, key="order")
+        daily = {"every": "day"}
+        allowance = await ledger.allow(account, 5, key="plan", **daily)
+        assert await ledger.allow(account, 5, key="plan", **daily) == msgspec.structs.replace(allowance, created=False)
+        conflicts: list[Awaitable[object]] = [
+            ledger.allow(account, 6, key="plan", **daily),
+            ledger.allow(account, 5, key="plan", every="week"),
+            ledger.allow(account, 5, key="plan", zone="UTC", **daily),
+            ledger.allow(account, 5, key="plan", anchor="start", **daily),
+            ledger.allow(account, 5, key="plan", priority=10, **daily),
+            ledger.allow(account, 5, key="plan", until_us=MAX_UNITS - 1, **daily),
+            ledger.allow(other, 5, key="plan", **daily),
+            ledger.disallow(other, key="plan"),
+        ]
+        for conflict in conflicts:
+            await _raises(KeyConflict, conflict)
+        assert (await ledger.grant(account, 5, key="plan")).created
+        assert await ledger.balance(account) == Balance(available=10)
+
+    async def test_an_account_has_so_many_allowances(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """Sixteen that go on; one that has ended makes room, and all of them renew together."""
+        await self._at(clock, "2026-03-04T12:00")
+        for number in range(16):
+            await ledger.allow(account, 1, key=f"plan_{number}", every="day")
+        await _raises(AllowanceLimit, ledger.allow(account, 1, key="one_more", every="day"))
+        await self._at(clock, "2026-03-05T12:00")
+        assert await ledger.balance(account) == Balance(available=16, expired=16)
+        await ledger.disallow(account, key="plan_3")
+        assert (await ledger.allow(account, 1, key="one_more", every="day")).created
+        assert await ledger.balance(account) == Balance(available=17, expired=16)
+
+    async def test_an_allowance_works_with_the_longest_names(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """Its grants' keys and ids are made of its own id, so they fit whatever the owner's names and keys are."""
+        long = Account(account.tenant.ljust(128, "x"), "s" * 128, "u" * 32)
+        await self._at(clock, "2026-03-04T12:00")
+        await ledger.allow(long, 5, key="k" * 200, every="month", zone="America/Argentina/ComodRivadavia")
+        await ledger.charge(long, 5, key="h" * 200)
+        await self._at(clock, "2026-04-04T12:00")
+        await ledger.charge(long, 5, key="i" * 200)
+        entries = (await ledger.history(long.tenant, long.subject)).items
+        granted = [entry.key for entry in entries if entry.kind == "granted"]
+        assert [key[-10:] for key in granted] == ["2026-04-01", "2026-03-01"]
+        assert all(len(key) <= 48 for key in granted)
+
+    async def test_a_cap_may_be_an_allowance(self, ledger: LedgerLike, clock: ManualClock, account: Account) -> None:
+        """Held together with what is paid for, and there again on the next day."""
+        cap = Account(account.tenant, account.subject, "daily_cap")
+        await ledger.grant(account, 10, key="order")
+        await ledger.allow(cap, 1, key="cap", every="day")
+        both = [(account, 4), (cap, 1)]
+        for day in ("2026-03-05T09:00", "2026-03-06T09:00"):
+            await self._at(clock, day)
+            assert all(hold.created for hold in await ledger.reserve_all(both, key=day, ttl_s=172_800))
+            await _raises(InsufficientQuota, ledger.reserve_all([(account, 1), (cap, 1)], key=f"{day}_again"))
+        assert (await ledger.balance(cap)).reserved == 2
+
+    async def test_an_allowance_pays_debts_once_somebody_asks(
+        self, ledger: LedgerLike, clock: ManualClock, account: Account
+    ) -> None:
+        """The period's units begin to be with the first call in it, and pay what is owed then."""
+        await self._at(clock, "2026-03-04T12:00")
+        await ledger.allow(account, 3, key="free", every="day")
+        await ledger.charge(account, 8, key="task", overage="debt")
+        await self._at(clock, "2026-03-06T12:00")
+        await ledger.sweep()
+        assert await ledger.balance(account) == Balance(spent=8, debt=2), "a look shows what a call would find"
+        await _raises(InsufficientQuota, ledger.reserve(account, 1, key="next"))
+        await ledger.grant(account, 1, key="order")
+        await self._at(clock, "2026-03-07T12:00")
+        await ledger.charge(account, 2, key="next")
+        assert await ledger.balance(account) == Balance(spent=10)
+
+    async def _at(self, clock: ManualClock, moment: str) -> None:
+        """Until the clocks of Shanghai show ``moment``."""
+        clock.advance((self._us(moment) - clock.now_us()) / 1_000_000)
+
+    def _us(self, moment: str) -> int:
+        at = datetime.fromisoformat(moment).replace(tzinfo=ZoneInfo("Asia/Shanghai"))
+        return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _ten(call: Callable[..., Awaitable[Hold]], account: Account, **options: Any) -> list[Awaitable[Hold]]:

@@ -10,8 +10,10 @@ CREATE TABLE daydo_quota_account (
   reserved BIGINT NOT NULL DEFAULT 0 CHECK (reserved >= 0),
   spent BIGINT NOT NULL DEFAULT 0 CHECK (spent >= 0),
   expired BIGINT NOT NULL DEFAULT 0 CHECK (expired >= 0),
+  debt BIGINT NOT NULL DEFAULT 0 CHECK (debt >= 0),
   seq BIGINT NOT NULL DEFAULT 0,
   next_due_at_us BIGINT NOT NULL DEFAULT 9007199254740991,
+  renews_at_us BIGINT NOT NULL DEFAULT 9007199254740991,
   UNIQUE KEY daydo_quota_account_owner (tenant, subject, unit),
   KEY daydo_quota_account_due (next_due_at_us)
 ) ENGINE=InnoDB;
@@ -26,6 +28,7 @@ CREATE TABLE daydo_quota_grant (
   priority SMALLINT NOT NULL,
   effective_at_us BIGINT NOT NULL,
   expires_at_us BIGINT NOT NULL,
+  notice_at_us BIGINT NOT NULL,
   created_at_us BIGINT NOT NULL,
   phase VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   granted BIGINT NOT NULL,
@@ -36,6 +39,28 @@ CREATE TABLE daydo_quota_grant (
   UNIQUE KEY daydo_quota_grant_op (tenant, op_key),
   KEY daydo_quota_grant_burn (account_id, phase, priority, expires_at_us, id),
   CHECK (granted = remaining + held + spent + expired)
+) ENGINE=InnoDB;
+
+CREATE TABLE daydo_quota_allowance (
+  id VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+  account_id BIGINT NOT NULL,
+  tenant VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  op_key VARCHAR(200) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  fingerprint VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  amount BIGINT NOT NULL CHECK (amount > 0),
+  every VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  zone VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  anchor VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  source VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  priority SMALLINT NOT NULL,
+  starts_at_us BIGINT NOT NULL,
+  until_us BIGINT NOT NULL,
+  next_at_us BIGINT NOT NULL,
+  period VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  reason VARCHAR(200) CHARACTER SET utf8mb4 NOT NULL,
+  created_at_us BIGINT NOT NULL,
+  UNIQUE KEY daydo_quota_allowance_op (tenant, op_key),
+  KEY daydo_quota_allowance_next (account_id, next_at_us)
 ) ENGINE=InnoDB;
 
 CREATE TABLE daydo_quota_hold (
@@ -89,10 +114,12 @@ CREATE TABLE daydo_quota_entry (
   reserved_change BIGINT NOT NULL,
   spent_change BIGINT NOT NULL,
   expired_change BIGINT NOT NULL,
+  debt_change BIGINT NOT NULL,
   available BIGINT NOT NULL,
   reserved BIGINT NOT NULL,
   spent BIGINT NOT NULL,
   expired BIGINT NOT NULL,
+  debt BIGINT NOT NULL,
   PRIMARY KEY (account_id, seq),
   UNIQUE KEY daydo_quota_entry_op (op_id, step)
 ) ENGINE=InnoDB;

@@ -10,8 +10,10 @@ CREATE TABLE daydo_quota_account (
   reserved INTEGER NOT NULL DEFAULT 0 CHECK (reserved >= 0),
   spent INTEGER NOT NULL DEFAULT 0 CHECK (spent >= 0),
   expired INTEGER NOT NULL DEFAULT 0 CHECK (expired >= 0),
+  debt INTEGER NOT NULL DEFAULT 0 CHECK (debt >= 0),
   seq INTEGER NOT NULL DEFAULT 0,
   next_due_at_us INTEGER NOT NULL DEFAULT 9007199254740991,
+  renews_at_us INTEGER NOT NULL DEFAULT 9007199254740991,
   UNIQUE (tenant, subject, unit)
 );
 
@@ -27,6 +29,7 @@ CREATE TABLE daydo_quota_grant (
   priority INTEGER NOT NULL,
   effective_at_us INTEGER NOT NULL,
   expires_at_us INTEGER NOT NULL,
+  notice_at_us INTEGER NOT NULL,
   created_at_us INTEGER NOT NULL,
   phase TEXT NOT NULL,
   granted INTEGER NOT NULL,
@@ -39,6 +42,29 @@ CREATE TABLE daydo_quota_grant (
 ) WITHOUT ROWID;
 
 CREATE INDEX daydo_quota_grant_burn ON daydo_quota_grant (account_id, phase, priority, expires_at_us, id);
+
+CREATE TABLE daydo_quota_allowance (
+  id TEXT NOT NULL PRIMARY KEY,
+  account_id INTEGER NOT NULL,
+  tenant TEXT NOT NULL,
+  op_key TEXT NOT NULL,
+  fingerprint TEXT NOT NULL,
+  amount INTEGER NOT NULL CHECK (amount > 0),
+  every TEXT NOT NULL,
+  zone TEXT NOT NULL,
+  anchor TEXT NOT NULL,
+  source TEXT NOT NULL,
+  priority INTEGER NOT NULL,
+  starts_at_us INTEGER NOT NULL,
+  until_us INTEGER NOT NULL,
+  next_at_us INTEGER NOT NULL,
+  period TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  created_at_us INTEGER NOT NULL,
+  UNIQUE (tenant, op_key)
+) WITHOUT ROWID;
+
+CREATE INDEX daydo_quota_allowance_next ON daydo_quota_allowance (account_id, next_at_us);
 
 CREATE TABLE daydo_quota_hold (
   id TEXT NOT NULL PRIMARY KEY,
@@ -94,10 +120,12 @@ CREATE TABLE daydo_quota_entry (
   reserved_change INTEGER NOT NULL,
   spent_change INTEGER NOT NULL,
   expired_change INTEGER NOT NULL,
+  debt_change INTEGER NOT NULL,
   available INTEGER NOT NULL,
   reserved INTEGER NOT NULL,
   spent INTEGER NOT NULL,
   expired INTEGER NOT NULL,
+  debt INTEGER NOT NULL,
   PRIMARY KEY (account_id, seq),
   UNIQUE (op_id, step)
 ) WITHOUT ROWID;

@@ -1,0 +1,204 @@
+"""A hold around one HTTP request, settled by its answer: plain ASGI, for any framework.
+
+:func:`settling` wraps the application (or one route); whoever knows who is asking calls :func:`hold_request` inside it,
+before the work. ``daydo_quota.litestar`` makes a guard of the two.
+
+When a hold is settled
+----------------------
+A *plain* answer is settled before its first byte: below 400 it is confirmed, from 400 on cancelled. So a client that
+reads success has paid, one that reads an error has not, and if the confirm is refused the client reads that refusal
+instead. Whether the client is still there does not matter: its work was done, and a repeat under its key tells.
+
+A *stream*, an answer without Content-Length, is confirmed before its last byte. One that breaks, because its generator
+raised or the client went, was not delivered and is cancelled, but for what it captured. ``broken_stream="charge"``
+charges what the handler had put into ``charge`` by then, so that nobody reads all but the last word for nothing.
+
+An exception, a cancelled task and a server that shuts down cancel. A process that dies leaves its holds to their
+timeout.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal
+
+from daydo_kernel import render
+
+from .errors import HoldOpen
+from .ledger import Ledger, OpenHold
+from .model import AccountLike, Overage, Policy
+
+log = logging.getLogger("daydo.quota")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+BrokenStream = Literal["cancel", "charge"]
+"""What becomes of the hold of a stream that breaks."""
+
+_SEAT = "daydo_quota.seat"
+_BODILESS = (204, 205, 304)
+
+
+def settling(app: ASGIApp) -> ASGIApp:
+    """The middleware: settles what :func:`hold_request` holds further in. ``app.add_middleware(settling)``."""
+
+    async def settle_around(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        seat = scope[_SEAT] = _Seat()
+        answer = _Answer(seat, send)
+        try:
+            await app(scope, receive, answer.send)
+        finally:
+            # Nothing is open any more where the answer was complete.
+            await (seat.end_broken() if answer.begun else seat.cancel())
+
+    return settle_around
+
+
+async def hold_request(
+    scope: Scope,
+    ledger: Ledger,
+    amounts: Sequence[tuple[AccountLike, int]],
+    *,
+    key: str,
+    ttl_s: float | None = None,
+    overage: Overage = "reject",
+    late: Policy = "reject",
+    broken_stream: BrokenStream = "cancel",
+    reason: str = "",
+) -> None:
+    """Hold ``amounts``, of accounts of different units, until the answer settles them; all or none, once a request.
+
+    Args:
+        ttl_s: longer than the work, or the stream, may take.
+        overage, late: the confirm's, see :meth:`Ledger.confirm`.
+        broken_stream: ``"charge"`` confirms what ``held(scope).charge`` says when a stream breaks.
+
+    Raises:
+        InsufficientQuota and what else :meth:`Ledger.hold_all` raises: do not do the work.
+        HoldOpen: a request with this key is still being worked on. A second one must not do the work again: it would
+            be done twice and charged once.
+        HoldConfirmed, HoldCancelled, HoldExpired: a request with this key has ended so.
+        RuntimeError: there is no :func:`settling` around this, or the request holds something already.
+    """
+    seat = scope.get(_SEAT)
+    if not isinstance(seat, _Seat):
+        raise RuntimeError("nothing would settle this hold: wrap the application in daydo_quota.asgi.settling")
+    if seat.works:
+        raise RuntimeError("the request holds something already: name all amounts in one call")
+    block = ledger.hold_all(amounts, key=key, ttl_s=ttl_s, overage=overage, late=late, reason=reason)
+    await seat.take(block, charges_what_broke=broken_stream == "charge")
+
+
+def held(scope: Scope, unit: str = "") -> OpenHold:
+    """The hold around this request: ``held(scope).charge = 2``; that of ``unit``, where there are several.
+
+    Raises:
+        KeyError: nothing is held, or not of this unit.
+    """
+    seat = scope.get(_SEAT)
+    works = seat.works if isinstance(seat, _Seat) else {}
+    if not unit and len(works) > 1:
+        raise KeyError(f"name one of {sorted(works)}")
+    return works[unit or next(iter(works), "")]
+
+
+class _NotDelivered(Exception):
+    """Ends a block that must not charge."""
+
+
+class _Seat:
+    """One request's hold, from whoever makes it to whatever settles it first."""
+
+    def __init__(self) -> None:
+        self.works: dict[str, OpenHold] = {}
+        self._block: AbstractAsyncContextManager[list[OpenHold]] | None = None
+        self._charges_what_broke = False
+
+    async def take(self, block: AbstractAsyncContextManager[list[OpenHold]], *, charges_what_broke: bool) -> None:
+        works = await block.__aenter__()
+        self._block, self._charges_what_broke = block, charges_what_broke
+        self.works = {work.hold.unit: work for work in works}
+        first = works[0].hold
+        if not first.created:
+            raise HoldOpen(key=first.key, expires_at_us=first.expires_at_us)
+
+    async def confirm(self) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            await block.__aexit__(None, None, None)
+
+    async def cancel(self) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            await block.__aexit__(_NotDelivered, _NotDelivered(), None)
+
+    async def end_broken(self) -> None:
+        """The stream has begun, and will not end."""
+        if not (self._charges_what_broke and any(work.charge for work in self.works.values())):
+            await self.cancel()
+            return
+        for work in self.works.values():
+            work.charge = work.charge or 0
+        try:
+            await self.confirm()
+        except Exception:
+            log.exception("what a broken stream has cost could not be charged")
+
+
+class _Answer:
+    """An answer on its way: kept back until its hold is settled, or passed on as it streams."""
+
+    def __init__(self, seat: _Seat, send: Send) -> None:
+        self._seat = seat
+        self._send = send
+        self._start: Message | None = None
+        self.begun = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            if message["status"] >= 400:
+                await self._seat.cancel()
+            elif _streams(message):
+                await self._begin()
+            return
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            try:
+                await self._seat.confirm()
+            except Exception as refusal:
+                if self.begun:
+                    raise  # without its last byte, so that the client knows
+                await self._refuse(refusal)
+                return
+        await self._begin()
+        await self._send(message)
+
+    async def _begin(self) -> None:
+        if self._start is not None:
+            start, self._start, self.begun = self._start, None, True
+            await self._send(start)
+
+    async def _refuse(self, error: Exception) -> None:
+        """In place of the handler's answer: frameworks do not render what is raised while they send."""
+        answer = render(error)
+        if answer.status >= 500:
+            log.error("a hold could not be confirmed", exc_info=error)
+        headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+        self._start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+def _streams(start: Message) -> bool:
+    """Whether the answer's end is not known at its beginning."""
+    named = {name.lower() for name, _ in start.get("headers", ())}
+    return start["status"] not in _BODILESS and b"content-length" not in named

@@ -1,0 +1,1 @@
+"""What takes minutes to show: ``nox -s proof``."""

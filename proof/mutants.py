@@ -1,0 +1,194 @@
+"""Faults to plant in daydo-quota: each is a mistake somebody could make, and one that loses or doubles a unit.
+
+``old`` has to stand in its file exactly once. A mutant that no longer fits fails the gate: it moves with the code.
+"""
+
+from __future__ import annotations
+
+from .gate import Mutant
+
+MUTANTS = [
+    # What is decided
+    Mutant(
+        "one unit more than there is can be held",
+        "book.py",
+        "        if amount > account.available:\n",
+        "        if amount > account.available + 1:\n",
+    ),
+    Mutant(
+        "of several accounts one is not asked whether it has enough",
+        "planner.py",
+        "            self.book.require(accounts[leg.account], leg.amount)\n",
+        "            self.book.require(accounts[op.legs[0].account], op.legs[0].amount)\n",
+    ),
+    Mutant(
+        "priority does not come before expiry",
+        "book.py",
+        "(row.priority, row.expires_at_us, row.created_at_us, row.id)",
+        "(row.expires_at_us, row.priority, row.created_at_us, row.id)",
+    ),
+    Mutant(
+        "a grant is used twice under the same key",
+        "planner.py",
+        "            return _grant_result(account, known, created=known.id == op.id)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a key with another amount is taken for a repeat",
+        "ops.py",
+        "facts = [op.account, op.amount, op.ttl_given_us]",
+        "facts = [op.account, op.ttl_given_us]",
+    ),
+    Mutant(
+        "a hold can be confirmed a second time with another amount",
+        "planner.py",
+        "            if charge != row.final:\n",
+        "            if charge < row.final:\n",
+    ),
+    Mutant(
+        "a late confirm is free",
+        "planner.py",
+        "self.book.settle(row, charge, self.book.spend(account, charge))",
+        "self.book.settle(row, charge, [])",
+    ),
+    Mutant(
+        "a late confirm is charged although it was not allowed",
+        "planner.py",
+        """ or (row.phase == "expired" and op.late != "available"):""",
+        """ or (row.phase == "expired" and op.late == "none"):""",
+    ),
+    Mutant(
+        "a confirm keeps what it did not charge",
+        "planner.py",
+        "        returned, lost = self.book.give_back(account, row, self.now_us)\n        self.book.settle",
+        "        returned, lost = 0, 0\n        self.book.settle",
+    ),
+    Mutant(
+        "a cancel that comes first is forgotten",
+        "planner.py",
+        """            if row.phase == "tombstone" and row.account_id == account.id:\n""",
+        """            if row.phase == "tombstone" and row.account_id != account.id:\n""",
+    ),
+    Mutant(
+        "a cancel returns what was captured, too",
+        "book.py",
+        "        reserved = row.amount - row.captured\n        returned, lost = self.give_back",
+        "        reserved = row.amount\n        returned, lost = self.give_back",
+    ),
+    Mutant(
+        "all refunds of a charge together may exceed it",
+        "planner.py",
+        "        charged = row.captured - row.refunded\n",
+        "        charged = row.captured\n",
+    ),
+    Mutant(
+        "a refund goes to the first grant instead of the last",
+        "book.py",
+        "        for part in reversed(row.parts):\n",
+        "        for part in row.parts:\n",
+    ),
+    Mutant(
+        "expired units come back to life by being held",
+        "book.py",
+        """        lapsed = grant.phase == "lapsed" or grant.expires_at_us <= at_us\n""",
+        """        lapsed = grant.phase == "gone"\n""",
+    ),
+    Mutant(
+        "an extension can shorten a hold",
+        "planner.py",
+        "        longer = until_us > row.expires_at_us\n",
+        "        longer = until_us != row.expires_at_us\n",
+    ),
+    Mutant(
+        "a hold lasts a microsecond too long",
+        "due.py",
+        "for row in overdue if row.expires_at_us <= book.now_us)",
+        "for row in overdue if row.expires_at_us < book.now_us)",
+    ),
+    Mutant(
+        "an account looks too late at what is due",
+        "book.py",
+        "    account.next_due_at_us = min(account.next_due_at_us, at_us)\n",
+        "    account.next_due_at_us = at_us\n",
+    ),
+    Mutant(
+        "a sweep that brings some of the holds lets grants expire before the others",
+        "due.py",
+        "    until_us = min(book.now_us, next_hold_us - 1)\n",
+        "    until_us = book.now_us\n",
+    ),
+    Mutant(
+        "a grant does not pay what is owed",
+        "planner.py",
+        "        self.book.add_grant(account, row, op.reason)\n        self.book.repay(account, self.now_us)\n",
+        "        self.book.add_grant(account, row, op.reason)\n",
+    ),
+    Mutant(
+        "an allowance is granted again whenever somebody asks",
+        "due.py",
+        "    book.touch(row).next_at_us = period.end_us if period.end_us < row.until_us else NEVER_US\n",
+        "    book.touch(row).next_at_us = book.now_us\n    row.period = ''\n",
+    ),
+    # What is read and written
+    Mutant(
+        "what a grant has in holds is not written",
+        "store.py",
+        """("phase", "notice_at_us", "remaining", "held", "spent", "expired")""",
+        """("phase", "notice_at_us", "remaining", "spent", "expired")""",
+    ),
+    Mutant(
+        "what a hold took from which grant is not written",
+        "store.py",
+        """("phase", "captured", "final", "refunded", "parts", "expires_at_us", "resolved_at_us")""",
+        """("phase", "captured", "final", "refunded", "expires_at_us", "resolved_at_us")""",
+    ),
+    Mutant(
+        "grants that are pending or lapsed are not read",
+        "store.py",
+        """_UNFINISHED = "phase > 'closed'"\n""",
+        """_UNFINISHED = "phase = 'live'"\n""",
+    ),
+    Mutant(
+        "a hold is not overdue in its last microsecond, for the database",
+        "store.py",
+        'AND expires_at_us <= ? {in_order}", (*args, limit))',
+        'AND expires_at_us < ? {in_order}", (*args, limit))',
+    ),
+    Mutant(
+        "the rows of some other account are updated, too",
+        "store.py",
+        "FROM (VALUES {values}) AS new WHERE its.id = new.column1",
+        "FROM (VALUES {values}) AS new WHERE its.id >= new.column1",
+    ),
+    Mutant(
+        "a look that a writer overtakes is believed",
+        "store.py",
+        "    changed = {row.id for row in seen if row != known[row.id]}\n",
+        "    changed = {row.id for row in seen if row.id not in known}\n",
+    ),
+    # Who is told what, and when
+    Mutant(
+        "callers are answered before the commit",
+        "batcher.py",
+        "        tx.after_commit(partial(_tell, calls, written.outcomes))\n",
+        "        _tell(calls, written.outcomes)\n",
+    ),
+    Mutant(
+        "what may have been committed is said not to be",
+        "batcher.py",
+        "                    call.in_doubt = True\n",
+        "                    call.in_doubt = False\n",
+    ),
+    Mutant(
+        "a duplicate's error gives back the original's hold",
+        "ledger.py",
+        "self._to_the_end([work for work in works if work.hold.created], cancel)",
+        "self._to_the_end(works, cancel)",
+    ),
+    Mutant(
+        "a call that cannot be written takes its batch along",
+        "batcher.py",
+        "                if len(calls) == 1:\n",
+        "                [call.fail(error) for call in calls[1:]]\n                if len(calls):\n",
+    ),
+]
