@@ -294,9 +294,11 @@ async def _raw_pool(url: str) -> AsyncIterator[aiomysql.Pool]:
     pool = await aiomysql.create_pool(
         host=at.host, port=at.port, user=at.user, db=at.name, minsize=TASKS, maxsize=TASKS, autocommit=True
     )
-    yield pool
-    pool.close()
-    await pool.wait_closed()
+    try:
+        yield pool
+    finally:
+        pool.close()
+        await pool.wait_closed()
 
 
 def _deadlocks(url: str) -> float:

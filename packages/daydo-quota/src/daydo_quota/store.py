@@ -92,6 +92,17 @@ _CHANGING: dict[type[AnyRow], tuple[str, ...]] = {
     HoldRow: ("phase", "captured", "final", "refunded", "parts", "expires_at_us", "resolved_at_us"),
     AllowanceRow: ("until_us", "next_at_us", "period"),
 }
+# 0 or '' in most rows, and by default.
+_OFTEN_EMPTY: dict[type[AnyRow], frozenset[str]] = {
+    GrantRow: frozenset(),
+    HoldRow: frozenset({"leg", "captured", "final", "refunded"}),
+    AmendmentRow: frozenset(),
+    AllowanceRow: frozenset(),
+    EntryRow: frozenset(
+        {"hold_key", "reason", "available", "reserved", "spent", "expired", "debt"}
+        | {"available_change", "reserved_change", "spent_change", "expired_change", "debt_change"}
+    ),
+}
 _CHANGES_OF = {table: attrgetter(*names) for table, names in _CHANGING.items()}
 _KEYED_BY: dict[type[AnyRow], str] = {
     GrantRow: "tenant = ? AND",
@@ -463,7 +474,11 @@ def _changed_rows(plan: Plan) -> list[list[Any]]:
 def inserts(rows: Sequence[AnyRow]) -> Iterator[Asked]:
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
-        yield _insert(type(some[0]), len(some)), [value for row in some for value in _values(row)]
+        table = type(some[0])
+        columns = dict(zip(table.__struct_fields__, zip(*map(_values, some), strict=True), strict=True))
+        # To read a literal costs a server more than to fill in a default.
+        used = {name: values for name, values in columns.items() if name not in _OFTEN_EMPTY[table] or any(values)}
+        yield _insert(table, tuple(used), len(some)), list(chain.from_iterable(zip(*used.values(), strict=True)))
 
 
 def _updates(dialect: str, rows: Sequence[AccountRow | GrantRow | HoldRow | AllowanceRow]) -> Iterator[Asked]:
@@ -477,8 +492,7 @@ def _updates(dialect: str, rows: Sequence[AccountRow | GrantRow | HoldRow | Allo
 
 
 @lru_cache(maxsize=1024)
-def _insert(table: type[AnyRow], count: int) -> str:
-    names = table.__struct_fields__
+def _insert(table: type[AnyRow], names: Sequence[str], count: int) -> str:
     places = ", ".join([f"({marks(names)})"] * count)
     return f"INSERT INTO {_TABLES[table]} ({', '.join(names)}) VALUES {places}"  # noqa: S608 - names of ours
 
