@@ -102,8 +102,8 @@ MUTANTS = [
     Mutant(
         "a hold lasts a microsecond too long",
         "due.py",
-        "for row in overdue if row.expires_at_us <= book.now_us)",
-        "for row in overdue if row.expires_at_us < book.now_us)",
+        "    overdue = [row for row in opened if row.expires_at_us <= book.now_us]\n",
+        "    overdue = [row for row in opened if row.expires_at_us < book.now_us]\n",
     ),
     Mutant(
         "an account looks too late at what is due",
@@ -181,9 +181,9 @@ MUTANTS = [
     ),
     Mutant(
         "a duplicate's error gives back the original's hold",
-        "ledger.py",
-        "self._to_the_end([work for work in works if work.hold.created], cancel)",
-        "self._to_the_end(works, cancel)",
+        "blocks.py",
+        "[work for work in works if work.hold.created]",
+        "works",
     ),
     Mutant(
         "a call that cannot be written takes its batch along",

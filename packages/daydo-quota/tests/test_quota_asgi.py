@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from daydo_db import Database
+from daydo_kernel import BadRequest
 from daydo_kernel.testing import ManualClock
 from daydo_quota import (
     Account,
@@ -21,7 +23,7 @@ from daydo_quota import (
     InsufficientQuota,
     Ledger,
 )
-from daydo_quota.asgi import ASGIApp, Message, Receive, Scope, Send, held, hold_request, settling
+from daydo_quota.asgi import ASGIApp, Message, Receive, Scope, Send, held, hold_request, request_key, settling
 from daydo_quota.testing import check_books
 
 pytestmark = pytest.mark.dialect("sqlite")
@@ -292,6 +294,115 @@ async def test_a_second_request_under_the_key_does_no_work(ledger: Ledger, seen:
     with pytest.raises(HoldCancelled):
         await seen.ask(costing(ledger, works, key="fails"))
     assert worked == [1]
+
+
+async def test_an_application_that_answers_202_meanwhile_settles_nothing_of_the_first(
+    ledger: Ledger, seen: Seen
+) -> None:
+    """The first request's hold is its own, whatever the second one is told; and it is no reason to wait at the end."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(HoldOpen):
+            await hold_request(scope, ledger, [(CREDITS, 4)], key="task")
+        with pytest.raises(KeyError):
+            held(scope)
+        await plain(202)(scope, send)
+
+    async def first(scope: Scope, send: Send) -> None:
+        second = Seen(ledger)
+        await second.ask(settling(app))
+        assert second.balances == [HELD, HELD]
+        assert await ledger.balance(CREDITS) == HELD
+        held(scope).charge = 1
+        await plain(200)(scope, send)
+
+    await seen.ask(costing(ledger, first))
+    assert seen.balances == [Balance(available=9, spent=1)] * 2
+    async with asyncio.timeout(5):
+        await ledger._drain()
+
+
+@pytest.mark.parametrize("kind", ["pathsend", "zerocopysend"])
+async def test_a_file_that_the_server_sends_is_charged_before_it(ledger: Ledger, seen: Seen, kind: str) -> None:
+    """Its message is the last one; and where the charge is refused, the file is not sent."""
+    file = {"type": f"http.response.{kind}"}
+
+    async def sends(scope: Scope, send: Send) -> None:
+        await send(start(200, LENGTH))
+        await send(file)
+
+    async def sends_what_costs_more(scope: Scope, send: Send) -> None:
+        held(scope).charge = 5
+        await sends(scope, send)
+
+    await seen.ask(costing(ledger, sends))
+    assert seen.balances == [PAID, PAID]
+    refused = Seen(ledger)
+    await refused.ask(costing(ledger, sends_what_costs_more, key="dear"))
+    assert refused.status == 422
+    assert file not in [message for message, _ in refused]
+
+
+async def test_an_answer_in_chunks_is_charged_before_its_last_byte(ledger: Ledger, seen: Seen) -> None:
+    """Its Content-Length tells which chunk that is in; a client that hangs up after it has paid."""
+
+    async def chunks(scope: Scope, send: Send) -> None:
+        await send(start(200, LENGTH))
+        await send(chunk(b"he"))
+        await send(chunk(b"llo"))
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await seen.ask(costing(ledger, chunks))
+    assert seen.balances == [HELD, HELD, PAID]
+    assert await ledger.balance(CREDITS) == PAID
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_after_a_refusal_nothing_of_the_answer_is_sent(ledger: Ledger, seen: Seen, begun: bool) -> None:
+    """A handler that goes on, whatever was raised, cannot finish what was not paid."""
+
+    async def goes_on(scope: Scope, send: Send) -> None:
+        held(scope).charge = 5
+        await send(start(200, LENGTH))
+        if begun:
+            await send(chunk(b"he"))
+        with pytest.raises(ChargeExceedsHold) if begun else nullcontext():
+            await send(chunk(b"llo" if begun else b"hello"))
+        await send({"type": "http.response.body"})
+
+    await seen.ask(costing(ledger, goes_on))
+    assert seen.status == (200 if begun else 422)
+    assert len(seen) == 2
+    assert b"llo" not in seen[1][0]["body"]
+
+
+def asked(*keys: bytes, method: str = "POST", path: str = "/pictures/1") -> Scope:
+    return {"method": method, "path": path, "headers": [(b"idempotency-key", key) for key in keys]}
+
+
+def test_a_requests_key_is_scoped_to_who_asks_and_what_for() -> None:
+    """The same header of another owner, method or path names another operation; without it every request does."""
+    key = request_key(asked(b"k-1"), "acme", "u_7")
+    assert key == request_key(asked(b"k-1"), "acme", "u_7")
+    others = [
+        request_key(asked(b"k-1"), "acme", "u_8"),
+        request_key(asked(b"k-1"), "other", "u_7"),
+        request_key(asked(b"k-1", method="PUT"), "acme", "u_7"),
+        request_key(asked(b"k-1", path="/pictures/2"), "acme", "u_7"),
+        request_key(asked(b"k-2"), "acme", "u_7"),
+        request_key(asked(), "acme", "u_7"),
+        request_key(asked(), "acme", "u_7"),
+    ]
+    assert len({key, *others}) == 8
+
+
+@pytest.mark.parametrize("keys", [[b""], [b"a b"], ["é".encode()], [b"k" * 65], [b"k\n"], [b"a", b"a"]])
+def test_a_header_that_is_no_key_is_the_clients_fault(keys: list[bytes]) -> None:
+    """It is told which header."""
+    with pytest.raises(BadRequest) as refused:
+        request_key(asked(*keys), "acme", "u_7")
+    assert refused.value.fields[0].field == "Idempotency-Key"
 
 
 async def test_several_units_are_held_all_or_none(ledger: Ledger, seen: Seen) -> None:

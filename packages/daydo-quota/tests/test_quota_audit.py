@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daydo_db import Database, DbError, migrate
+from daydo_db import Database, DbError, Tx, migrate
 from daydo_kernel.testing import ManualClock
-from daydo_quota import Account, Disagreement, Ledger, LedgerConfig, QuotaError
+from daydo_quota import Account, BooksDisagree, Disagreement, Hold, Ledger, LedgerConfig, QuotaError
 from daydo_quota.audit import Auditor, Place
 from daydo_quota.testing import check_books
 
@@ -225,6 +225,74 @@ async def test_a_row_that_is_lost_is_missed(db: Database, table: str, edit: str)
         [(row_id,)] = (await db.query(f"SELECT id FROM daydo_quota_{table}")).rows
         await db.execute(edit.format(table), [row_id])
         assert (await ledger.audit()).disagreement is not None
+
+
+SOUND, BROKEN = Account("acme", "u_8", "credits"), Account("acme", "u_7", "credits")
+
+
+async def damage(ledger: Ledger, db: Database) -> int:
+    """Of two accounts that are alike one loses a grant: a hold of its units is open, and a charge was paid by it."""
+    for account in (SOUND, BROKEN):
+        name = account.subject
+        await ledger.grant(account, 5, key=f"first_{name}", priority=1)
+        await ledger.grant(account, 50, key=f"second_{name}", priority=2)
+        await ledger.charge(account, 1, key=f"whole_{name}")
+        await ledger.charge(account, 6, key=f"charged_{name}")
+        await ledger.reserve(account, 4, key=f"open_{name}", ttl_s=600)
+    await db.execute("DELETE FROM daydo_quota_grant WHERE op_key = 'second_u_7'")
+    [(account_id,)] = (await db.query("SELECT id FROM daydo_quota_account WHERE subject = 'u_7'")).rows
+    return int(account_id)
+
+
+Settle = Callable[[Ledger, Tx | None], Awaitable[Hold]]
+
+
+@pytest.mark.parametrize("enlisted", [False, True], ids=["batched", "enlisted"])
+@pytest.mark.parametrize(
+    "settle",
+    [
+        lambda ledger, tx: ledger.confirm(BROKEN, key="open_u_7", tx=tx),
+        lambda ledger, tx: ledger.confirm(BROKEN, 5, key="open_u_7", overage="debt", tx=tx),
+        lambda ledger, tx: ledger.capture(BROKEN, 1, key="page", hold_key="open_u_7", tx=tx),
+        lambda ledger, tx: ledger.cancel(BROKEN, key="open_u_7", tx=tx),
+        lambda ledger, tx: ledger.refund(BROKEN, 6, key="back", hold_key="charged_u_7", tx=tx),
+    ],
+    ids=["confirm", "overage", "capture", "cancel", "refund"],
+)
+async def test_a_grant_that_is_lost_refuses_what_needs_it(db: Database, settle: Settle, enlisted: bool) -> None:
+    """The error names the account, nothing is written, and others that were asked at once have their answer."""
+    async with Ledger(db, QUIET) as ledger:
+        account_id = await damage(ledger, db)
+        before = await rows_of(db, account_id)
+        if enlisted:
+            async with db.transaction() as tx:
+                with pytest.raises(BooksDisagree) as refused:
+                    await settle(ledger, tx)
+            refusal: object = refused.value
+        else:
+            refusal, hold = await asyncio.gather(
+                settle(ledger, None), ledger.confirm(SOUND, key="open_u_8"), return_exceptions=True
+            )
+            assert isinstance(hold, Hold)
+        assert isinstance(refusal, BooksDisagree)
+        assert refusal.account_id == account_id
+        assert await rows_of(db, account_id) == before
+
+
+async def rows_of(db: Database, account_id: int) -> list[tuple[Any, ...]]:
+    found = list((await db.query("SELECT * FROM daydo_quota_account WHERE id = ?", [account_id])).rows)
+    for table in ("grant", "hold", "amendment", "entry"):
+        sql = f"SELECT * FROM daydo_quota_{table} WHERE account_id = ?"
+        found += (await db.query(sql, [account_id])).rows
+    return found
+
+
+async def test_what_does_not_need_the_lost_grant_goes_on(db: Database) -> None:
+    """A longer time for the hold, and the refund of a charge that another grant has paid."""
+    async with Ledger(db, QUIET) as ledger:
+        await damage(ledger, db)
+        assert (await ledger.extend(BROKEN, key="open_u_7", ttl_s=700)).created
+        assert (await ledger.refund(BROKEN, 1, key="back", hold_key="whole_u_7")).refunded == 1
 
 
 async def test_an_entry_that_is_lost_is_missed(db: Database) -> None:

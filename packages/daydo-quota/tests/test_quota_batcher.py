@@ -3,12 +3,13 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from itertools import count
 from typing import Any
 
 import pytest
 
-from daydo_db import CommitUnknown, ConnectionLost, Database, LockTimeout
+from daydo_db import CommitUnknown, ConnectionLost, Database, DatabaseConfig, LockTimeout
 from daydo_db.transaction import Transaction
 from daydo_kernel import Event
 from daydo_kernel.testing import ManualClock
@@ -18,6 +19,7 @@ from daydo_quota import (
     Balance,
     HoldUnknown,
     InsufficientQuota,
+    KeyConflict,
     Ledger,
     LedgerConfig,
     LedgerLeft,
@@ -406,4 +408,106 @@ async def test_two_processes_share_accounts(db: Database, database_url: str) -> 
         assert other.returncode == 0
         for account in some:
             assert await ledger.balance(account) == Balance(available=940, spent=60)
+    await check_books(db)
+
+
+# -- what others hold up ---------------------------------------------------------------------------------------------
+
+
+async def test_forgotten_ids_are_looked_up_again(db: Database) -> None:
+    """Accounts that do not fit into what is remembered are found all the same, in one batch with those that do."""
+    async with Ledger(db, LedgerConfig(sweep_interval_s=0, known_accounts=2)) as ledger:
+        await give(ledger, ACCOUNTS[:8])
+        for account in ACCOUNTS[:2]:
+            await ledger.reserve(account, 1, key=f"first_{account.subject}")
+        holds = await asyncio.gather(*(ledger.reserve(account, 9, key=account.subject) for account in ACCOUNTS[2:8]))
+        assert all(hold.created for hold in holds)
+        confirmed = await asyncio.gather(
+            *(ledger.confirm(account, key=f"first_{account.subject}") for account in ACCOUNTS[:2]),
+            *(ledger.confirm(account, key=account.subject) for account in ACCOUNTS[2:8]),
+        )
+        assert all(hold.phase == "confirmed" for hold in confirmed)
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_key_that_somebody_is_claiming_holds_up_its_own_call_alone(db: Database, database_url: str) -> None:
+    """The other transaction's row cannot be seen yet; only the INSERT waits for it, and nobody waits along."""
+    mine, others, later = ACCOUNTS[:3]
+    slow = DatabaseConfig(lock_timeout_s=60)
+    async with Database(database_url, slow) as own, Ledger(own, LedgerConfig(busy_timeout_s=0.3)) as ledger:
+        await give(ledger, ACCOUNTS[:3])
+        async with db.transaction() as tx, asyncio.timeout(30):
+            await ledger.grant(mine, 5, key="code_77", tx=tx)
+            blocked = asyncio.create_task(ledger.grant(others, 5, key="code_77"))
+            beside = asyncio.create_task(ledger.reserve(later, 1, key="beside"))
+            assert (await beside).created
+            assert (await ledger.reserve(later, 1, key="behind")).created
+            with pytest.raises(AccountBusy):
+                await blocked
+        with pytest.raises(KeyConflict):
+            await ledger.grant(others, 5, key="code_77")
+
+
+async def press(ledger: Ledger, account: Account) -> None:
+    """Ask for the account again and again."""
+    for number in count():
+        with suppress(AccountBusy):
+            await ledger.reserve(account, 1, key=f"{id(asyncio.current_task())}_{number}")
+
+
+@pytest.mark.dialect("mysql")
+async def test_lanes_take_turns(db: Database) -> None:
+    """An account that is locked for long, and asked for again and again, does not keep another one's lane waiting."""
+    config = LedgerConfig(sweep_interval_s=0, busy_timeout_s=0.3, busy_accounts=1)
+    stuck, other = ACCOUNTS[:2]
+
+    async def lock() -> None:
+        async with db.transaction() as theirs:
+            await ledger.balance(other, tx=theirs)
+            locked.set()
+            await unlock.wait()
+
+    async with Ledger(db, config) as ledger:
+        await give(ledger, [stuck, other])
+        locked, unlock = asyncio.Event(), asyncio.Event()
+        async with db.transaction() as tx:
+            await ledger.balance(stuck, tx=tx)
+            pressing = [asyncio.create_task(press(ledger, stuck)) for _ in range(3)]
+            holder = asyncio.create_task(lock())
+            await locked.wait()
+            call = asyncio.create_task(ledger.reserve(other, 1, key="task"))
+            while key_of(other) not in ledger._batcher._lanes:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+            unlock.set()
+            await holder
+            async with asyncio.timeout(30):
+                assert (await call).created
+            for task in pressing:
+                task.cancel()
+            await asyncio.wait(pressing)
+
+
+def key_of(account: Account) -> tuple[str, str, str]:
+    return account.tenant, account.subject, account.unit
+
+
+@pytest.mark.dialect("mysql")
+async def test_newcomers_share_a_connection(db: Database) -> None:
+    """However many accounts others are just making, those who wait for them do not take all connections."""
+    config = LedgerConfig(sweep_interval_s=0, busy_timeout_s=0.5, busy_accounts=2)
+    async with Ledger(db, config) as ledger:
+        most = 0
+        async with db.transaction() as tx:
+            for account in ACCOUNTS[:20]:
+                await ledger.grant(account, 1, key=f"theirs_{account.subject}", tx=tx)
+            tasks = []
+            for account in ACCOUNTS[:20]:
+                tasks.append(asyncio.create_task(ledger.grant(account, 1, key=f"ours_{account.subject}")))
+                await asyncio.sleep(0.01)
+            while not all(task.done() for task in tasks):
+                most = max(most, db._writers.in_use)
+                await asyncio.sleep(0.01)
+        assert all(isinstance(task.exception(), AccountBusy) for task in tasks)
+        # The transaction above, the main line, the newcomers, two lanes.
+        assert most <= 5
     await check_books(db)

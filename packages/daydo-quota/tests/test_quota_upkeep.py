@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from daydo_db import Database, StatementFailed
+from daydo_db import Database, StatementFailed, Tx
 from daydo_kernel.testing import ManualClock, RecordedEvents
-from daydo_quota import Account, Audit, Balance, Entry, Ledger, LedgerConfig, upkeep
+from daydo_quota import Account, Audit, Balance, BooksDisagree, Entry, Ledger, LedgerConfig, upkeep
 from daydo_quota.testing import check_books
 
 CREDITS = Account("acme", "u_7", "credits")
@@ -89,6 +89,42 @@ async def test_processes_share_what_is_overdue(db: Database, database_url: str, 
         assert sum(value(ledger, "settlements_total", "expired") for ledger, _ in ledgers) == 25
         assert await first.sweep() == 0
     await check_books(db)
+
+
+async def account_id_of(db: Database, account: Account) -> int:
+    sql = "SELECT id FROM daydo_quota_account WHERE tenant = ? AND subject = ? AND unit = ?"
+    [(account_id,)] = (await db.query(sql, [account.tenant, account.subject, account.unit])).rows
+    return int(account_id)
+
+
+@pytest.mark.parametrize("sweep_accounts", [1, 2, 100])
+async def test_an_account_whose_books_are_broken_keeps_no_other_waiting(
+    db: Database, clock: ManualClock, caplog: pytest.LogCaptureFixture, sweep_accounts: int
+) -> None:
+    """Though it was due first, and however few are swept at a time; the log has each of them, by its id."""
+    config = LedgerConfig(sweep_interval_s=0, audit_interval_s=0, sweep_accounts=sweep_accounts)
+    accounts = [Account("acme", f"u_{number}", "credits") for number in range(5)]
+    async with Ledger(db, config, clock=clock) as ledger:
+        for number, account in enumerate(accounts):
+            await ledger.grant(account, 5, key=f"order_{number}")
+            await ledger.reserve(account, 2, key=f"task_{number}", ttl_s=30 + number)
+        await db.execute("DELETE FROM daydo_quota_grant WHERE op_key IN ('order_0', 'order_1')")
+        clock.advance(60)
+        async with asyncio.timeout(30):
+            await ledger.upkeep.sweep_all()
+        due = (
+            await db.query("SELECT subject FROM daydo_quota_account WHERE next_due_at_us <= ?", [clock.now_us()])
+        ).rows
+        assert {row[0] for row in (await db.query(overdue, [clock.now_us()])).rows} == {"u_0", "u_1"}
+        for account in accounts[:2]:
+            broken = await account_id_of(db, account)
+            assert f"account {broken} could not be brought up to date" in caplog.text
+            with pytest.raises(BooksDisagree) as refusal:
+                await ledger.balance(account)
+            assert refusal.value.account_id == broken
+        assert value(ledger, "settlements_total", "expired") == 3
+        for account in accounts[2:]:
+            assert await ledger.balance(account) == Balance(available=5)
 
 
 async def test_health_tells_of_holds_that_are_stuck(db: Database, clock: ManualClock) -> None:
@@ -306,6 +342,35 @@ async def test_processes_share_a_round_and_writers_go_on(db: Database, database_
             assert kinds == ["charged"] * 5 + ["rolled_up"]
             assert await ledgers[2].balance(account) == Balance(available=90, spent=10)
     await check_books(db)
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_round_that_another_process_goes_on_with_is_left_to_it(
+    db: Database, database_url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look at a claim that is not to be had, not one after another for as long as it lasts."""
+    async with processes(database_url, 2, KEEPING, clock) as [(busy, _), (other, _)]:
+        await live_through(busy, clock, CREDITS, days=2)
+        clock.advance(40 * DAY_S)
+        looks, look = list[str](), other.upkeep._claim
+
+        async def counted(tx: Tx, name: str, kind: Any) -> Any:
+            looks.append(name)
+            return await look(tx, name, kind)
+
+        monkeypatch.setattr(other.upkeep, "_claim", counted)
+        async with busy.db.transaction() as tx, asyncio.timeout(20):
+            await tx.execute("SELECT name FROM daydo_quota_upkeep WHERE name = 'retention' FOR UPDATE")
+            await other.upkeep.roll_up_all()
+        assert looks == ["retention"]
+        await other.upkeep.roll_up_all()
+        assert value(other, "rolled_up_entries_total") == 6
+
+
+async def test_nothing_is_rolled_up_for_ever(db: Database, clock: ManualClock) -> None:
+    """Where entries are kept, a round that is asked for ends at once."""
+    async with Ledger(db, STILL, clock=clock) as ledger, asyncio.timeout(20):
+        await ledger.upkeep.roll_up_all()
 
 
 @pytest.mark.dialect("mysql")

@@ -1,5 +1,6 @@
 """A ledger for credits, points and tokens; see README.md."""
 
+from .blocks import OpenHold
 from .errors import (
     AccountBusy,
     AllowanceLimit,
@@ -25,7 +26,7 @@ from .errors import (
     QuotaError,
     RefundExceedsCharge,
 )
-from .ledger import Ledger, LedgerConfig, OpenHold
+from .ledger import Ledger, LedgerConfig
 from .model import (
     Account,
     AccountBalance,

@@ -22,14 +22,21 @@ MAX_LEGS = 16
 
 # No spaces: a padding collation would take "a" and "a " for the same key.
 _VISIBLE = re.compile(r"[!-~]+")
+_WORDS = re.compile(r"[!-~]+( [!-~]+)*")
+# Half of a character: Python keeps it in a text, UTF-8 cannot write it.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def check_account(account: AccountLike) -> AccountKey:
     """(tenant, subject, unit), or BadName."""
+    return *check_owner(account.tenant, account.subject), check_name("unit", account.unit, MAX_UNIT)
+
+
+def check_owner(tenant: str, subject: str) -> tuple[str, str]:
+    """(tenant, subject), or BadName."""
     return (
-        check_name("tenant", account.tenant, MAX_OWNER) if account.tenant else "",
-        check_name("subject", account.subject, MAX_OWNER),
-        check_name("unit", account.unit, MAX_UNIT),
+        check_name("tenant", tenant, MAX_OWNER) if tenant else "",
+        check_name("subject", subject, MAX_OWNER),
     )
 
 
@@ -42,12 +49,35 @@ def check_accounts(accounts: Sequence[AccountLike]) -> list[AccountKey]:
     return keys
 
 
+class OwnKey(str):
+    """A key that this package makes itself, of words with a space between them.
+
+    No caller's key has a space, whatever its client sends: so nobody takes such a key before us, and what stands in it
+    is what we have put there. :meth:`Ledger.allow` gives its grants keys of two words in the same way.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *words: str) -> OwnKey:
+        key = " ".join(check_name("key", word, MAX_KEY) for word in words)
+        if len(key) > MAX_KEY:
+            raise BadName(field="key", most=MAX_KEY)
+        return super().__new__(cls, key)
+
+
 def check_key(key: str) -> str:
+    if isinstance(key, OwnKey):
+        return str(key)  # Drivers look at the type.
     return check_name("key", key, MAX_KEY)
 
 
-def check_name(field: str, value: str, most: int) -> str:
-    if not isinstance(value, str) or len(value) > most or not _VISIBLE.fullmatch(value):
+def check_hold_key(hold_key: str) -> str:
+    """The key of a hold to refund: it takes no key, so it may be one of our own, as text."""
+    return check_name("hold_key", hold_key, MAX_KEY, _WORDS)
+
+
+def check_name(field: str, value: str, most: int, form: re.Pattern[str] = _VISIBLE) -> str:
+    if not isinstance(value, str) or len(value) > most or not form.fullmatch(value):
         raise BadName(field=field, most=most)
     return value
 
@@ -59,7 +89,7 @@ def check_amount(amount: int, *, field: str = "amount", least: int = 1, most: in
 
 
 def check_reason(reason: str) -> str:
-    if len(reason) > MAX_REASON:
+    if not isinstance(reason, str) or len(reason) > MAX_REASON or _SURROGATE.search(reason):
         raise BadReason(most=MAX_REASON)
     return reason
 

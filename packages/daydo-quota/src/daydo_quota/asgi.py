@@ -5,13 +5,16 @@ before the work. ``daydo_quota.litestar`` makes a guard of the two.
 
 When a hold is settled
 ----------------------
-A *plain* answer is settled before its first byte: below 400 it is confirmed, from 400 on cancelled. So a client that
-reads success has paid, one that reads an error has not, and if the confirm is refused the client reads that refusal
-instead. Whether the client is still there does not matter: its work was done, and a repeat under its key tells.
+From 400 on an answer cancels, before its first byte. Below 400 it confirms.
 
-A *stream*, an answer without Content-Length, is confirmed before its last byte. One that breaks, because its generator
-raised or the client went, was not delivered and is cancelled, but for what it captured. ``broken_stream="charge"``
-charges what the handler had put into ``charge`` by then, so that nobody reads all but the last word for nothing.
+A *plain* answer, whose body (or file) is one message, is confirmed before its first byte. So a client that reads
+success has paid, one that reads an error has not, and if the confirm is refused the client reads that refusal instead.
+Whether the client is still there does not matter: its work was done, and a repeat under its key tells.
+
+A *stream*, an answer of several messages, is confirmed before its last byte: that is, before its last message, or
+before the one that fulfils its Content-Length. A stream that breaks, because its generator raised or the client went,
+was not delivered and is cancelled, but for what it captured. ``broken_stream="charge"`` charges what the handler had
+put into ``charge`` by then, so that nobody reads all but the last word for nothing.
 
 An exception, a cancelled task and a server that shuts down cancel. A process that dies leaves its holds to their
 timeout.
@@ -19,15 +22,18 @@ timeout.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
 
-from daydo_kernel import render
+from daydo_kernel import BadRequest, FieldError, new_id, render
 
+from .blocks import OpenHold
 from .errors import HoldOpen
-from .ledger import Ledger, OpenHold
+from .ledger import Ledger
 from .model import AccountLike, Overage, Policy
 
 log = logging.getLogger("daydo.quota")
@@ -43,6 +49,11 @@ BrokenStream = Literal["cancel", "charge"]
 
 _SEAT = "daydo_quota.seat"
 _BODILESS = (204, 205, 304)
+_FILES = ("http.response.pathsend", "http.response.zerocopysend")  # extensions: the server reads the file itself
+_KEY = re.compile(rb"[!-~]{1,64}")
+_BAD_KEY = FieldError(
+    "Idempotency-Key", "必须由 1 到 64 个可见 ASCII 字符组成", "Must be 1 to 64 visible ASCII characters"
+)
 
 
 def settling(app: ASGIApp) -> ASGIApp:
@@ -98,6 +109,26 @@ async def hold_request(
     await seat.take(block, charges_what_broke=broken_stream == "charge")
 
 
+def request_key(scope: Scope, tenant: str, subject: str) -> str:
+    """A hold's key for this request: its ``Idempotency-Key``, scoped to who asks, to the method and to the path.
+
+    So no client can take the key of another, and the same header at ``/pictures/1`` and at ``/pictures/2`` is two
+    operations; the query is no part of it. Without the header each request is an operation of its own.
+
+    Raises:
+        BadRequest: the header is not 1 to 64 visible ASCII characters, or comes twice.
+    """
+    given = [value for name, value in scope.get("headers", ()) if name.lower() == b"idempotency-key"]
+    if not given:
+        return new_id("http")
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        raise BadRequest(fields=(_BAD_KEY,))
+    # A digest, since together they may be longer than a key. Of these only the path may have a line feed in it, so no
+    # two scopes read the same.
+    scoped = "\n".join((tenant, subject, scope["method"], scope["path"], given[0].decode()))
+    return f"http_{hashlib.sha256(scoped.encode()).hexdigest()[:32]}"
+
+
 def held(scope: Scope, unit: str = "") -> OpenHold:
     """The hold around this request: ``held(scope).charge = 2``; that of ``unit``, where there are several.
 
@@ -125,11 +156,13 @@ class _Seat:
 
     async def take(self, block: AbstractAsyncContextManager[list[OpenHold]], *, charges_what_broke: bool) -> None:
         works = await block.__aenter__()
-        self._block, self._charges_what_broke = block, charges_what_broke
-        self.works = {work.hold.unit: work for work in works}
         first = works[0].hold
         if not first.created:
+            # Another request's: nothing of it may stay here, for an application may answer HoldOpen by a 202.
+            await _undo(block)
             raise HoldOpen(key=first.key, expires_at_us=first.expires_at_us)
+        self._block, self._charges_what_broke = block, charges_what_broke
+        self.works = {work.hold.unit: work for work in works}
 
     async def confirm(self) -> None:
         block, self._block = self._block, None
@@ -139,7 +172,7 @@ class _Seat:
     async def cancel(self) -> None:
         block, self._block = self._block, None
         if block is not None:
-            await block.__aexit__(_NotDelivered, _NotDelivered(), None)
+            await _undo(block)
 
     async def end_broken(self) -> None:
         """The stream has begun, and will not end."""
@@ -154,6 +187,11 @@ class _Seat:
             log.exception("what a broken stream has cost could not be charged")
 
 
+async def _undo(block: AbstractAsyncContextManager[list[OpenHold]]) -> None:
+    """Cancels what the block has made itself."""
+    await block.__aexit__(_NotDelivered, _NotDelivered(), None)
+
+
 class _Answer:
     """An answer on its way: kept back until its hold is settled, or passed on as it streams."""
 
@@ -161,26 +199,41 @@ class _Answer:
         self._seat = seat
         self._send = send
         self._start: Message | None = None
+        self._left: int | None = None
+        self._refused = False
         self.begun = False
 
     async def send(self, message: Message) -> None:
+        if self._refused:
+            return  # The handler goes on; its client has been told otherwise.
         if message["type"] == "http.response.start":
-            self._start = message
+            self._start, self._left = message, _length(message)
             if message["status"] >= 400:
                 await self._seat.cancel()
-            elif _streams(message):
+            elif self._left is None and message["status"] not in _BODILESS:
                 await self._begin()
             return
-        if message["type"] == "http.response.body" and not message.get("more_body"):
+        if self._completes(message):
             try:
                 await self._seat.confirm()
             except Exception as refusal:
+                self._refused = True
                 if self.begun:
                     raise  # without its last byte, so that the client knows
                 await self._refuse(refusal)
                 return
         await self._begin()
         await self._send(message)
+
+    def _completes(self, message: Message) -> bool:
+        """Whether a client that has this message has the whole body."""
+        if message["type"] == "http.response.body":
+            if self._left is not None:
+                self._left -= len(message.get("body", b""))
+                if self._left <= 0:
+                    return True
+            return not message.get("more_body")
+        return message["type"] in _FILES
 
     async def _begin(self) -> None:
         if self._start is not None:
@@ -198,7 +251,7 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
-def _streams(start: Message) -> bool:
-    """Whether the answer's end is not known at its beginning."""
-    named = {name.lower() for name, _ in start.get("headers", ())}
-    return start["status"] not in _BODILESS and b"content-length" not in named
+def _length(start: Message) -> int | None:
+    """How many bytes the body will have, if the answer says so."""
+    said = [value for name, value in start.get("headers", ()) if name.lower() == b"content-length"]
+    return int(said[0]) if said and said[0].isdigit() else None

@@ -10,7 +10,9 @@ batches of this process never wait for one another and an account's calls are de
 *Somebody else's lock.* A batch locks its accounts without waiting. An account that another transaction has (a caller's
 with ``tx=``, another process's) gets a *lane*, a line of its own that does wait; its calls queue there, in their order,
 until the lane is empty. So an open transaction stalls its own account alone. A call that has waited ``busy_timeout_s``
-raises :class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same.
+raises :class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same. A main
+line waits for nothing but what no look can tell, a key that somebody is claiming at the same time, and not for long:
+then its calls, too, go on in lanes.
 
 *Failures.* A call is answered by its transaction's ``after_commit``, hence exactly if it is committed. What the server
 has undone (a deadlock, a lost connection) is written again. So is what may or may not be kept (``CommitUnknown``): the
@@ -52,6 +54,7 @@ _EVERYBODYS = (ConnectionLost, Deadlock, LockTimeout, PoolTimeout, StorageFull)
 
 # Whose time is over when its turn comes still gets an account that is free by then.
 _LEAST_S = 0.05
+_SHARED_PATIENCE = 0.25
 
 
 class Blocked(Exception):
@@ -66,8 +69,9 @@ class Written(NamedTuple):
     missing: set[AccountKey]
 
 
-Write = Callable[[Sequence[Op], Tx, float], Awaitable[Written]]
-"""Decide operations and write them in a transaction; wait so many seconds for accounts (0: for none).
+Write = Callable[[Sequence[Op], Tx, float, bool], Awaitable[Written]]
+"""Decide operations and write them in a transaction. Wait so many seconds at most for what others have locked; for
+their accounts only if the last says so, else these are left out.
 
 Raises:
     Blocked: something that others have locked was not had.
@@ -134,6 +138,7 @@ class Batcher:
         # SQLite has one writer and no locks on rows: whoever is in a transaction has every account.
         lines = bounds.lines if db.dialect.skip_locked else 1
         self._lines = [_Line(f"flush {number}", patient=False, shared=True) for number in range(lines)]
+        self._newcomers = _Line("newcomers", patient=True, shared=True)
         self._lanes: dict[AccountKey, _Line] = {}
         self._turns = asyncio.Semaphore(bounds.lanes)
         self._calls: set[_Call] = set()
@@ -196,13 +201,20 @@ class Batcher:
             if line.shared:
                 await self._work_off(line)
             else:
-                async with self._turns:
-                    for call in line.calls:  # Waiting for a turn is not waiting for the account.
-                        call.waits_since_s = _now_s()
-                    await self._work_off(line)
+                await self._work_in_turns(line)
         finally:
             line.worked = False
             self._close(line)
+
+    async def _work_in_turns(self, lane: _Line) -> None:
+        """A batch each turn: a lane that never gets its account must not keep the others from theirs."""
+        async with self._turns:
+            for call in lane.calls:  # Waiting for the first turn is not waiting for the account.
+                call.waits_since_s = _now_s()
+            await self._settle(lane.take(self._bounds.batch), lane)
+        while lane.calls:
+            async with self._turns:
+                await self._settle(lane.take(self._bounds.batch), lane)
 
     async def _work_off(self, line: _Line) -> None:
         while batch := line.take(self._bounds.batch):
@@ -284,9 +296,8 @@ class Batcher:
                 return
 
     async def _write_in(self, calls: list[_Call], line: _Line, tx: Tx) -> Written:
-        wait_s = self._patience_s(calls) if line.patient else 0.0
         try:
-            written = await self._write([call.op for call in calls], tx, wait_s)
+            written = await self._write([call.op for call in calls], tx, self._patience_s(calls, line), line.patient)
         except LockTimeout as error:
             raise Blocked from error
         tx.after_commit(partial(_tell, calls, written.outcomes))
@@ -299,7 +310,7 @@ class Batcher:
         held = [call for call in left if any(account in written.held for account in call.accounts)]
         self._move(held, written.held, line)
         newcomers = [call for call in left if written.held.isdisjoint(call.accounts)]
-        self._move(newcomers, written.missing, line, _Line("newcomers", patient=True, shared=True))
+        self._move(newcomers, written.missing, line, self._newcomers)
 
     def _wait_on(self, calls: list[_Call], line: _Line) -> None:
         """Their transaction was blocked: in a lane of their own they go on waiting, in front, or give up."""
@@ -317,7 +328,9 @@ class Batcher:
                 call.fail(AccountBusy(unit=call.accounts[0][2], waited_s=round(waited_s, 1)))
         line.calls.extendleft(reversed(patient))
 
-    def _patience_s(self, calls: list[_Call]) -> float:
+    def _patience_s(self, calls: list[_Call], line: _Line) -> float:
+        if line.shared:  # Others wait along; whoever must wait longer does so in a lane.
+            return self._bounds.busy_timeout_s * _SHARED_PATIENCE
         since_s = min(call.waits_since_s for call in calls)
         return max(_LEAST_S, since_s + self._bounds.busy_timeout_s - _now_s())
 

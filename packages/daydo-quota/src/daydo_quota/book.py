@@ -215,6 +215,12 @@ class Book:
         if account.debt and (account.available or account.debt != sum(row.owed for row in self._owing(account))):
             raise BooksDisagree(account_id=account.id)
 
+    def require_grants(self, account: AccountRow, row: HoldRow, *, charged: bool = False) -> None:
+        """The grants that an open hold's units are in, or with ``charged`` those that a refund's would go to."""
+        parts = (part for part in row.parts if (part.used > part.refunded if charged else part.free))
+        if any(part.grant_id not in self.grants for part in parts if part.grant_id != DEBT):
+            raise BooksDisagree(account_id=account.id)
+
     def _owing(self, account: AccountRow) -> list[HoldRow]:
         return [row for row in self.holds.values() if row.account_id == account.id and row.phase == "owing"]
 

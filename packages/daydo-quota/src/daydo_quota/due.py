@@ -15,14 +15,21 @@ _HOLD_TIMES_OUT, _GRANT_BEGINS, _NOTICE, _GRANT_ENDS = range(4)
 
 
 def catch_up(book: Book, account: AccountRow) -> None:
-    """Whatever was due up to now, dated when it was due."""
+    """Whatever was due up to now, dated when it was due.
+
+    Raises:
+        BooksDisagree: a hold's grant is not there; nothing has changed.
+    """
     grants = [row for row in book.grants.values() if row.account_id == account.id]
     next_hold_us = book.next_hold_us.get(account.id, NEVER_US)
     # A sweeper brings only some of the overdue holds; then time has come no further than the next of them.
     until_us = min(book.now_us, next_hold_us - 1)
-    overdue = [row for row in book.holds.values() if row.account_id == account.id and row.phase == "open"]
+    opened = [row for row in book.holds.values() if row.account_id == account.id and row.phase == "open"]
+    overdue = [row for row in opened if row.expires_at_us <= book.now_us]
+    for row in overdue:
+        book.require_grants(account, row)
     due = [
-        *((row.expires_at_us, _HOLD_TIMES_OUT, row.id) for row in overdue if row.expires_at_us <= book.now_us),
+        *((row.expires_at_us, _HOLD_TIMES_OUT, row.id) for row in overdue),
         *((row.effective_at_us, _GRANT_BEGINS, row.id) for row in grants if row.effective_at_us <= until_us),
         *((row.notice_at_us, _NOTICE, row.id) for row in grants if row.notice_at_us <= until_us),
         *((row.expires_at_us, _GRANT_ENDS, row.id) for row in grants if row.expires_at_us <= until_us),

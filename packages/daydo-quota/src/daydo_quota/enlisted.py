@@ -3,7 +3,8 @@
 Its session may be at REPEATABLE READ with an old snapshot, so everything is read with locks. One exception: a locking
 read of a *missing* key would lock a gap there, and two newcomers would deadlock. So keys of rows to be made are looked
 up plainly first, and where a row is missing only because the snapshot is old, its INSERT says so (``UniqueViolation``):
-then the state is read again, with ``sure=True``.
+then the state is read again, with ``sure=True``. A refusal is looked into in that way, too: it may be a repeat that the
+snapshot does not show. At REPEATABLE READ that locks the gap where its key would be, until the caller ends.
 
 Accounts are locked one by one, in the order of their owners.
 """

@@ -124,7 +124,7 @@ class BadAmount(
     zh="{field} 必须是 {least} 到 {most} 之间的整数。",
     en="{field} must be a whole number from {least} to {most}.",
 ):
-    """``amount`` or ``priority`` is not an ``int``, or outside its bounds."""
+    """``amount``, ``charge`` or ``priority`` is not an ``int``, or outside its bounds."""
 
     field: str
     least: int
@@ -190,10 +190,10 @@ class BadReason(
     QuotaError,
     code=42235,
     name="quota.bad_reason",
-    zh="原因最多 {most} 个字符。",
-    en="The reason may have at most {most} characters.",
+    zh="原因必须是最多 {most} 个字符的有效文本。",
+    en="The reason must be valid text of at most {most} characters.",
 ):
-    """``reason`` is kept in the account's history, so it is bounded."""
+    """``reason`` is kept in the account's history, so it is bounded, and Unicode without lone surrogates."""
 
     most: int
 

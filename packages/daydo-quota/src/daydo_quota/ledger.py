@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, cast
@@ -14,16 +13,17 @@ from typing import Annotated, Any, Literal, cast
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from daydo_db import CommitUnknown, Database, DbError, Tx, UniqueViolation, Value, now_sql
+from daydo_db import Database, Tx, UniqueViolation, Value, now_sql
 from daydo_db.paging import check_limit
 from daydo_kernel import Clock, Config, Event, EventSink, Health, NoEvents, Page, Part, new_id
 
 from . import arguments
 from .audit import Auditor
 from .batcher import Batcher, Bounds, Written
+from .blocks import Blocks, OpenHold, Terms
 from .counts import Counts
 from .enlisted import EnlistedStore
-from .errors import AccountBusy, HoldCancelled, HoldConfirmed, HoldExpired, QueueFull, QuotaError
+from .errors import QuotaError
 from .history import History
 from .model import AccountBalance, AccountLike, Allowance, Audit, Balance, Entry, Grant, Hold, Overage, Policy
 from .ops import (
@@ -45,14 +45,11 @@ from .ops import (
 )
 from .periods import Anchor, Every
 from .planner import balance_of, plan
-from .rows import MAX_UNITS, AccountKey, AccountRow, EntryRow, Notice, Plan, Rules
+from .rows import MAX_UNITS, AccountRow, EntryRow, Notice, Plan, Rules
 from .store import Known, Store, marks, read_unlocked
 from .upkeep import LOOK_S, Upkeep
 
-log = logging.getLogger("daydo.quota")
-
 _MAX_UNITS_OF_A_SUBJECT = 100
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _EVENTS = {"hold_expired": "expired", "grant_expired": "expired"}
 
 
@@ -128,34 +125,6 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
         return Rules(self.low_balance, round(self.expiring_notice_s * 1_000_000))
 
 
-_Settlement = Callable[["OpenHold"], Confirm | Cancel]
-
-
-class OpenHold:
-    """What ``async with ledger.hold(…) as work`` gives.
-
-    Attributes:
-        hold: as it was when the block began.
-        charge: set it to charge less than what is left at the end (None: all of it).
-    """
-
-    def __init__(self, ledger: Ledger, account: AccountLike, hold: Hold) -> None:
-        self._ledger = ledger
-        self._account = account
-        self.hold = hold
-        self.charge: int | None = None
-
-    async def capture(self, amount: int, *, key: str, reason: str = "") -> Hold:
-        """:meth:`Ledger.capture` of this hold: charged also if the block fails later."""
-        return await self._ledger._capture(  # also while the ledger drains
-            self._account, amount, key=key, hold_key=self.hold.key, tx=None, reason=reason
-        )
-
-    async def extend(self, ttl_s: float) -> Hold:
-        """:meth:`Ledger.extend` of this hold."""
-        return await self._ledger._extend(self._account, key=self.hold.key, ttl_s=ttl_s, tx=None)
-
-
 class Ledger(Part):
     """Accounts of whole units: granted, held, charged, returned; each exactly once.
 
@@ -192,8 +161,7 @@ class Ledger(Part):
         self.clock = clock
         self.events: EventSink = events if events is not None else NoEvents()
         self._rules = config.rules
-        self._open_blocks = 0
-        self._no_blocks = asyncio.Event()
+        self._blocks = Blocks(self)
         self._history = History(db)
         self._known = Known(config.known_accounts)
         self._batcher = self._new_batcher()
@@ -436,7 +404,16 @@ class Ledger(Part):
             KeyConflict: ``key`` belongs to another capture, or the hold to another account.
         """
         self._require_started()
-        return await self._capture(account, amount, key=key, hold_key=hold_key, tx=tx, reason=reason)
+        op = Capture(
+            id=new_id("capture"),
+            account=arguments.check_account(account),
+            key=arguments.check_key(key),
+            hold_key=arguments.check_name("hold_key", hold_key, arguments.MAX_KEY),
+            amount=arguments.check_amount(amount),
+            reason=arguments.check_reason(reason),
+        )
+        hold: Hold = await self._do(op, tx)
+        return hold
 
     async def confirm(
         self,
@@ -516,7 +493,9 @@ class Ledger(Part):
             KeyConflict: the key belongs to another account.
         """
         self._require_started()
-        return await self._extend(account, key=key, ttl_s=ttl_s, tx=tx)
+        op = Extend(account=arguments.check_account(account), key=arguments.check_key(key), ttl_us=self._ttl_us(ttl_s))
+        hold: Hold = await self._do(op, tx)
+        return hold
 
     async def refund(
         self,
@@ -543,7 +522,7 @@ class Ledger(Part):
             id=new_id("refund"),
             account=arguments.check_account(account),
             key=arguments.check_key(key),
-            hold_key=arguments.check_name("hold_key", hold_key, arguments.MAX_KEY),
+            hold_key=arguments.check_hold_key(hold_key),
             amount=arguments.check_amount(amount),
             reason=arguments.check_reason(reason),
         )
@@ -567,17 +546,20 @@ class Ledger(Part):
         ``await work.capture(…)`` charges a part at once, for good; ``await work.extend(ttl_s)`` asks for more time.
         ``overage`` and ``late`` are the confirm's.
 
-        The settlement runs to its end also if the task is cancelled. If the process dies, or the settlement fails
-        (``work.charge`` above what was held, no database), the hold is left to its timeout. Where the key was held
-        already by another open block (``work.hold.created`` is False), an error here leaves that hold alone: it is
-        the other's to cancel.
+        The settlement runs to its end also if the task is cancelled; one that is cancelled before its block begins gives
+        back what it held. If the process dies, or the settlement fails (``work.charge`` above what was held, no
+        database), the hold is left to its timeout. Where the key was held already by another open block
+        (``work.hold.created`` is False), an error here leaves that hold alone: it is the other's to cancel.
 
         Raises:
             as :meth:`reserve` before the block, :meth:`confirm` after it; and before it, for a repeated key whose
             hold is over: HoldConfirmed, HoldCancelled, HoldExpired.
         """
-        work = OpenHold(self, account, await self.reserve(account, amount, key=key, ttl_s=ttl_s, reason=reason))
-        async with self._settling([work], overage, late, reason):
+
+        async def reserve() -> list[Hold]:
+            return [await self.reserve(account, amount, key=key, ttl_s=ttl_s, reason=reason)]
+
+        async with self._blocks.around(reserve, Terms(overage, late, reason)) as [work]:
             yield work
 
     @asynccontextmanager
@@ -603,9 +585,8 @@ class Ledger(Part):
         Raises:
             as :meth:`reserve_all` before the block, otherwise as :meth:`hold`.
         """
-        holds = await self.reserve_all(amounts, key=key, ttl_s=ttl_s, reason=reason)
-        works = [OpenHold(self, account, hold) for (account, _), hold in zip(amounts, holds, strict=True)]
-        async with self._settling(works, overage, late, reason):
+        reserve = partial(self.reserve_all, amounts, key=key, ttl_s=ttl_s, reason=reason)
+        async with self._blocks.around(reserve, Terms(overage, late, reason)) as works:
             yield works
 
     async def balance(self, account: AccountLike, *, tx: Tx | None = None) -> Balance:
@@ -625,7 +606,7 @@ class Ledger(Part):
     async def accounts(self, tenant: str, subject: str) -> list[AccountBalance]:
         """All of a subject's balances as of now, by unit; the first 100. Writes nothing and sees what is committed."""
         self._require_started()
-        rows = await self._accounts("tenant = ? AND subject = ?", tenant, subject)
+        rows = await self._accounts("tenant = ? AND subject = ?", *arguments.check_owner(tenant, subject))
         balances = await self._current(rows)
         return [AccountBalance(unit=row.unit, **asdict(now)) for (row, _), now in zip(rows, balances, strict=True)]
 
@@ -640,13 +621,13 @@ class Ledger(Part):
         A page costs the same however long the history is.
 
         Raises:
-            BadName: ``unit`` is not 1 to 32 visible ASCII characters.
+            BadName: the owner or ``unit`` is none that an account can have.
             CursorInvalid: the cursor is not one of ours, or it is of another subject or unit.
             BadRequest: ``limit`` is not between 1 and 100.
         """
         self._require_started()
         check_limit(limit)
-        condition, args = "tenant = ? AND subject = ?", [tenant, subject]
+        condition, args = "tenant = ? AND subject = ?", [*arguments.check_owner(tenant, subject)]
         if unit is not None:
             unit = arguments.check_name("unit", unit, arguments.MAX_UNIT)
             condition, args = f"{condition} AND unit = ?", [*args, unit]
@@ -700,10 +681,7 @@ class Ledger(Part):
     # Life
 
     async def _start(self) -> None:
-        # Anew: an Event belongs to the first loop that waited for it, and this may be another.
-        self._no_blocks = asyncio.Event()
-        if not self._open_blocks:
-            self._no_blocks.set()
+        self._blocks.start()
         self._batcher = self._new_batcher()
         await self.db.require_schema("daydo_quota")
         if self.config.sweep_interval_s > 0:
@@ -715,7 +693,7 @@ class Ledger(Part):
             self._repeat(LOOK_S * random.uniform(0.8, 1.2), self.upkeep.roll_up_all, "roll-up")  # noqa: S311
 
     async def _drain(self) -> None:
-        await self._no_blocks.wait()
+        await self._blocks.ended()
         await self._batcher.drained()
 
     async def _close(self) -> None:
@@ -732,35 +710,7 @@ class Ledger(Part):
         )
         return Batcher(self.db, self._write, self._spawn, bounds)
 
-    def _enter_block(self) -> None:
-        self._open_blocks += 1
-        self._no_blocks.clear()
-
-    def _leave_block(self) -> None:
-        self._open_blocks -= 1
-        if not self._open_blocks:
-            self._no_blocks.set()
-
     # One operation
-
-    async def _capture(
-        self, account: AccountLike, amount: int, *, key: str, hold_key: str, tx: Tx | None, reason: str
-    ) -> Hold:
-        op = Capture(
-            id=new_id("capture"),
-            account=arguments.check_account(account),
-            key=arguments.check_key(key),
-            hold_key=arguments.check_name("hold_key", hold_key, arguments.MAX_KEY),
-            amount=arguments.check_amount(amount),
-            reason=arguments.check_reason(reason),
-        )
-        hold: Hold = await self._do(op, tx)
-        return hold
-
-    async def _extend(self, account: AccountLike, *, key: str, ttl_s: float, tx: Tx | None) -> Hold:
-        op = Extend(account=arguments.check_account(account), key=arguments.check_key(key), ttl_us=self._ttl_us(ttl_s))
-        hold: Hold = await self._do(op, tx)
-        return hold
 
     def _ttl_us(self, ttl_s: float) -> int:
         return arguments.check_ttl(ttl_s, self.config.max_hold_ttl_s)
@@ -792,13 +742,13 @@ class Ledger(Part):
         await self._make_so([op], decided, store)
         return decided.outcomes[0]
 
-    async def _write(self, ops: Sequence[Op], tx: Tx, wait_s: float) -> Written:
+    async def _write(self, ops: Sequence[Op], tx: Tx, patience_s: float, waits: bool) -> Written:
         """In a transaction of the batcher's; as its ``Write``."""
-        store = Store(tx, self.clock)
-        if wait_s == 0:
-            state, now_us, held, missing = await store.read_free(ops, self._known)
+        store = Store(tx, self.clock, patience_s)
+        if waits:
+            state, now_us, held, missing = *await store.read(ops), set(), set()
         else:
-            state, now_us, held, missing = *await store.read(ops, wait_s), set(), set()
+            state, now_us, held, missing = await store.read_free(ops, self._known)
         left_out = held | missing
         ready = [op for op in ops if not left_out or left_out.isdisjoint(accounts_of(op))]
         decided = plan(ready, state, now_us, self._rules)
@@ -815,76 +765,6 @@ class Ledger(Part):
             for notice in decided.notices:
                 await self.events.emit(_notice(accounts[notice.account_id], notice), tx=store.tx)
         store.tx.after_commit(partial(self._counts.committed, ops, decided, accounts))
-
-    # Blocks
-
-    @asynccontextmanager
-    async def _settling(
-        self, works: Sequence[OpenHold], overage: Overage, late: Policy, reason: str
-    ) -> AsyncIterator[None]:
-        """Confirm ``works`` when the block ends, cancel them when it raises."""
-        for work in works:
-            _require_open(work.hold)
-
-        def cancel(work: OpenHold) -> Cancel:
-            return Cancel(id=new_id("hold"), account=_owner(work), key=work.hold.key, reason=reason)
-
-        def confirm(work: OpenHold) -> Confirm:
-            amount = None if work.charge is None else arguments.check_amount(work.charge, least=0)
-            return Confirm(
-                account=_owner(work), key=work.hold.key, amount=amount, reason=reason, overage=overage, late=late
-            )
-
-        self._enter_block()
-        try:
-            try:
-                yield
-            except BaseException:
-                for failure in await self._to_the_end([work for work in works if work.hold.created], cancel):
-                    _log_unsettled(works[0].hold.key, failure)
-                raise
-            failures = await self._to_the_end(works, confirm)
-            for failure in failures[1:]:
-                _log_unsettled(works[0].hold.key, failure)
-            for failure in failures[:1]:
-                raise failure
-        finally:
-            self._leave_block()
-
-    async def _to_the_end(self, works: Sequence[OpenHold], settlement: _Settlement) -> list[Exception]:
-        """Settle although our task is cancelled; the cancellation goes on afterwards. Returns what went wrong."""
-        self._enter_block()  # It may outlive the block, if our task is cancelled twice; then leaving waits for it.
-        task = self._spawn(self._settle(works, settlement), "settle")
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
-
-    async def _settle(self, works: Sequence[OpenHold], settlement: _Settlement) -> list[Exception]:
-        async def settle(work: OpenHold) -> None:
-            await self._patiently(settlement(work))
-
-        try:
-            ends = await asyncio.gather(*map(settle, works), return_exceptions=True)
-        finally:
-            self._leave_block()
-        return [end for end in ends if isinstance(end, Exception)]
-
-    async def _patiently(self, op: Op) -> None:
-        """Ask again for ``settle_timeout_s``: a moment without the account must not decide whether work is charged."""
-        now_s = asyncio.get_running_loop().time
-        until_s, pause_s = now_s() + self.config.settle_timeout_s, _FIRST_PAUSE_S
-        while True:
-            try:
-                await self._do(op, None)
-                return
-            except (AccountBusy, QueueFull, DbError) as error:
-                again = error.retryable or isinstance(error, CommitUnknown)  # The key makes the repeat safe.
-                if not again or now_s() + pause_s > until_s:
-                    raise
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     # Reading
 
@@ -926,26 +806,6 @@ class Ledger(Part):
 
 def _is_due(row: AccountRow, now_us: int) -> bool:
     return min(row.next_due_at_us, row.renews_at_us) <= now_us
-
-
-def _owner(work: OpenHold) -> AccountKey:
-    return work.hold.tenant, work.hold.subject, work.hold.unit
-
-
-def _log_unsettled(key: str, failure: Exception) -> None:
-    if isinstance(failure, HoldConfirmed):
-        log.warning("hold %s was confirmed although its block failed", key)
-    else:
-        log.error("hold %s could not be settled; it will time out", key, exc_info=failure)
-
-
-def _require_open(hold: Hold) -> None:
-    if hold.phase == "confirmed":
-        raise HoldConfirmed(key=hold.key, hold_id=hold.id, captured=hold.captured)
-    if hold.phase == "expired":
-        raise HoldExpired(key=hold.key, hold_id=hold.id, expired_at_us=hold.expires_at_us)
-    if hold.phase != "open":
-        raise HoldCancelled(key=hold.key, hold_id=hold.id)
 
 
 def _notice(account: AccountRow, notice: Notice) -> Event:

@@ -5,7 +5,6 @@ Errors become answers through ``daydo_kernel.litestar.KernelPlugin``, which the 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -27,11 +26,12 @@ from msgspec import Meta
 
 from daydo_db import Tx
 from daydo_db.paging import CURSOR_CHARS_MAX
-from daydo_kernel import BadRequest, Envelope, Event, FieldError, Page, isoformat, new_id, ok
+from daydo_kernel import Envelope, Event, Page, isoformat, ok
 from daydo_kernel.litestar import refusals
 
 from . import arguments, asgi
-from .asgi import BrokenStream, hold_request, settling
+from .asgi import BrokenStream, hold_request, request_key, settling
+from .blocks import OpenHold
 from .errors import (
     AccountBusy,
     BalanceLimit,
@@ -44,7 +44,7 @@ from .errors import (
     KeyConflict,
     RefundExceedsCharge,
 )
-from .ledger import Ledger, OpenHold
+from .ledger import Ledger
 from .model import Account, AccountBalance, Entry, EntryKind, Grant, Hold, Overage, Phase, Policy
 from .rows import MAX_UNITS
 
@@ -55,8 +55,6 @@ Owner = Callable[[Connection], tuple[str, str]]
 
 Amounts = Mapping[str, int] | Callable[[Connection], Mapping[str, int]]
 """How much of which unit, or what says so of a request; 0 holds nothing."""
-
-_KEY = re.compile(r"[!-~]{1,64}")
 
 
 class LedgerPlugin(InitPlugin, ReceiveRoutePlugin):
@@ -108,6 +106,8 @@ def holding(
 ) -> Guard:
     """A guard that holds ``amounts`` of the owner's units around the handler; needs :class:`LedgerPlugin`.
 
+    A router may have it, too: each of its routes costs, but for OPTIONS, which Litestar answers by itself.
+
     Put it after the guard that says who is asking: ``guards=[authenticated, holding(ledger, {"credits": 4},
     owner=owner)]``. An answer below 400 confirms, any other cancels; ``daydo_quota.asgi`` tells the whole of it, of
     streams and of clients that go. ``held(request)`` is the open hold. A body or query that turns out unreadable is an
@@ -115,8 +115,9 @@ def holding(
 
     Args:
         amounts: several units are held all or none: ``{"credits": 4, "daily": 1}``.
-        key: names the operation. By default the ``Idempotency-Key`` header, scoped to owner and route; without that
-            header each request is an operation of its own (request ids come from clients, and come twice).
+        key: names the operation. By default the ``Idempotency-Key`` header, scoped to owner, method and path, so that
+            ``/pictures/1`` and ``/pictures/2`` have each their own; without that header each request is an operation
+            of its own (request ids come from clients, and come twice).
         ttl_s: longer than the handler, or the stream, may take.
         overage, late: as :meth:`Ledger.confirm`.
         broken_stream: what becomes of a stream that breaks: ``"charge"`` confirms ``held(request).charge``.
@@ -131,6 +132,8 @@ def holding(
     """
 
     async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
+        if connection.scope.get("method") == "OPTIONS":
+            return
         wanted = amounts(connection) if callable(amounts) else amounts
         tenant, subject = owner(connection)
         route = f"{connection.scope.get('method')} {connection.scope.get('path_template')}"
@@ -139,7 +142,7 @@ def holding(
                 cast("Any", connection.scope),
                 ledger,
                 legs,
-                key=_scoped_key(connection, tenant, subject, route) if key is None else key(connection),
+                key=request_key(cast("Any", connection.scope), tenant, subject) if key is None else key(connection),
                 ttl_s=ttl_s,
                 overage=overage,
                 late=late,
@@ -163,21 +166,6 @@ def held(connection: Connection, unit: str = "") -> OpenHold:
 def _holdings(handler: BaseRouteHandler) -> int:
     return sum(hasattr(guard, "daydo_holding") for guard in handler.resolve_guards())
 
-
-def _scoped_key(connection: Connection, tenant: str, subject: str, route: str) -> str:
-    given = connection.headers.getall("idempotency-key", [])
-    if not given:
-        return new_id("http")
-    if len(given) > 1 or not _KEY.fullmatch(given[0]):
-        raise BadRequest(fields=(_BAD_KEY,))
-    # The subject, too: a key is unique in the tenant. A digest, since together they may be longer than a key.
-    scoped = "\n".join((tenant, subject, route, given[0]))
-    return f"http_{hashlib.sha256(scoped.encode()).hexdigest()[:32]}"
-
-
-_BAD_KEY = FieldError(
-    "Idempotency-Key", "必须由 1 到 64 个可见 ASCII 字符组成", "Must be 1 to 64 visible ASCII characters"
-)
 
 # What an owner sees
 
@@ -248,15 +236,13 @@ Reason = Annotated[
 Instant = Annotated[datetime, Meta(tz=True)]
 
 SubjectQuery = Annotated[str, QueryParameter(pattern=r"^[!-~]{1,128}(?!\n)$")]
-# No colon, which parts it from the administrator's name.
 AdminKey = Annotated[
     str,
-    HeaderParameter(
-        name="Idempotency-Key", pattern=r"^[A-Za-z0-9._-]{1,64}(?!\n)$", description="a repeat changes nothing"
-    ),
+    HeaderParameter(name="Idempotency-Key", pattern=r"^[!-~]{1,64}(?!\n)$", description="a repeat changes nothing"),
 ]
 
-_ADMIN_KEY = re.compile(r"admin:([A-Za-z0-9._-]{1,64}):([!-~]+)")
+# With spaces, which no other key has: see OwnKey.
+_ADMIN_KEY = re.compile(r"admin ([!-~]+) ([!-~]+)")
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -287,7 +273,14 @@ class ChargeIn(_Change, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class RefundIn(_Change, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Units to return of what ``hold_key`` was charged, and why."""
 
-    hold_key: Annotated[str, Meta(pattern=r"^[!-~]{1,200}(?!\n)$", description="the key of the charge, see history")]
+    hold_key: Annotated[
+        str,
+        Meta(
+            max_length=arguments.MAX_KEY,
+            pattern=r"^[!-~]+( [!-~]+)*(?!\n)$",
+            description="the key of the charge, see history",
+        ),
+    ]
 
 
 class GrantOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -332,15 +325,21 @@ class AdminEntry(HistoryEntry, frozen=True, kw_only=True, omit_defaults=True):
     debt_change: int
 
 
-def quota_admin_router(ledger: Ledger, actor: Owner, path: str = "/", *, guards: Sequence[Guard] = ()) -> Router:
+def quota_admin_router(ledger: Ledger, actor: Owner, path: str = "/", *, guards: Sequence[Guard]) -> Router:
     """Below ``path``: POST ``/grants``, ``/charges``, ``/refunds``; GET ``/accounts?subject=``, ``/history?subject=``.
 
-    ``guards`` let administrators in and nobody else: without them everybody is one. ``actor`` is (tenant, subject) of
-    the administrator, who acts on accounts of that tenant alone. Each change needs an ``Idempotency-Key``, scoped to
-    the administrator and the kind of change; a repeat answers ``Idempotent-Replayed: true`` and changes nothing. Who
-    did it stands in the entry's key, ``admin:<Idempotency-Key>:<actor>``, and in an event ``quota.administered``
-    (``actor``, ``action``, ``unit``, ``amount``, ``reason``, ``key``, ``id``) in the same transaction as the change.
+    ``guards``, at least one, let administrators in and nobody else. ``actor`` is (tenant, subject) of the
+    administrator, who acts on accounts of that tenant alone. Each change needs an ``Idempotency-Key``, scoped to the
+    administrator and the kind of change; a repeat answers ``Idempotent-Replayed: true`` and changes nothing. Who did it
+    stands in the entry's key, ``admin <Idempotency-Key> <actor>``, whose spaces no other key can have, and in an event
+    ``quota.administered`` (``actor``, ``action``, ``unit``, ``amount``, ``reason``, ``key``, ``id``) in the same
+    transaction as the change.
+
+    Raises:
+        ImproperlyConfiguredException: without guards everybody would be an administrator.
     """
+    if not guards:
+        raise ImproperlyConfiguredException("quota_admin_router needs a guard: without one everybody could grant units")
     changes = _Changes(ledger, actor)
 
     @post(
@@ -454,12 +453,12 @@ class _Changes:
 
     def _of(self, request: Connection, data: _Change, given: str) -> tuple[Account, str, str]:
         tenant, who = self._actor(request)
-        return Account(tenant, data.subject, data.unit), who, f"admin:{given}:{who}"
+        return Account(tenant, data.subject, data.unit), who, arguments.OwnKey("admin", given, who)
 
     async def _tell(self, done: Grant | Hold, action: str, data: _Change, who: str, key: str, tx: Tx) -> None:
         if done.created:
             facts = {"actor": who, "action": action, "unit": data.unit, "amount": data.amount, "reason": data.reason}
-            facts |= {"key": key, "id": done.id}
+            facts |= {"key": str(key), "id": done.id}
             event = Event(name="quota.administered", tenant=done.tenant, subject=done.subject, data=facts)
             await self._ledger.events.emit(event, tx=tx)
 
@@ -522,7 +521,7 @@ def _shown_in_full(entry: Entry) -> AdminEntry:
 
 def _without_actor(key: str) -> str:
     by_admin = _ADMIN_KEY.fullmatch(key)
-    return f"admin:{by_admin[1]}" if by_admin else key
+    return f"admin {by_admin[1]}" if by_admin else key
 
 
 def _us(instant: datetime | None) -> int | None:

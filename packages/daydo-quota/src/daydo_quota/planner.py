@@ -317,6 +317,7 @@ class _Planner:
         left = row.amount - row.captured
         if op.amount > left:
             raise ChargeExceedsHold(key=op.hold_key, amount=op.amount, held=left)
+        self.book.require_grants(account, row)
         self.book.use(row, op.amount)
         amendment = self._amend(account, row, op, "capture")
         self.book.post(
@@ -352,6 +353,7 @@ class _Planner:
         return _hold_result(account, row, created=True)
 
     def _confirm_in_time(self, account: AccountRow, row: HoldRow, op: Confirm, charge: int, from_hold: int) -> None:
+        self.book.require_grants(account, row)
         extra, reserved = charge - from_hold, row.amount - row.captured
         beyond = self.book.spend(account, extra, owing=op.overage == "debt")
         self.book.use(row, from_hold)
@@ -385,6 +387,7 @@ class _Planner:
         if row.confirmed:
             raise _over(row)
         if row.phase == "open":
+            self.book.require_grants(account, row)
             self.book.resolve(account, row, "cancelled", "cancelled", self.now_us, op.reason)
             self.book.repay(account, self.now_us)
             return _hold_result(account, row, created=True)
@@ -410,6 +413,7 @@ class _Planner:
         charged = row.captured - row.refunded
         if op.amount > charged:
             raise RefundExceedsCharge(key=op.hold_key, amount=op.amount, charged=charged)
+        self.book.require_grants(account, row, charged=True)
         returned, lost, forgiven = self.book.unuse(account, row, op.amount)
         amendment = self._amend(account, row, op, "refund")
         self.book.post(

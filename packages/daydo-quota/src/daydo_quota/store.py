@@ -14,7 +14,8 @@ never in a circle. A batch that waits for nobody (``read_free``) may take them i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from itertools import chain, groupby
 from operator import attrgetter
@@ -63,6 +64,8 @@ ALL_DUE = 2**31 - 1
 
 # More would make texts that are too long to be remembered in their compiled form.
 _ROWS = 64
+# A write that nobody is in the way of may take this long, however little patience is left.
+_LEAST_WRITE_S = 0.5
 
 Row = TypeVar("Row", AccountRow, GrantRow, HoldRow, AmendmentRow, AllowanceRow)
 AnyRow = AccountRow | GrantRow | HoldRow | AmendmentRow | AllowanceRow | EntryRow
@@ -148,36 +151,40 @@ class Reading(NamedTuple):
 
 
 class Store:
-    """One transaction of ours and its view of the tables."""
+    """One transaction of ours and its view of the tables.
+
+    Whatever others have locked, an account or a key that they have claimed, is waited for ``patience_s`` at most (None:
+    the database's ``lock_timeout_s``).
+    """
 
     locking = ""
     """At the end of what is read under the accounts' locks."""
 
-    def __init__(self, tx: Tx, clock: Clock | None) -> None:
+    def __init__(self, tx: Tx, clock: Clock | None, patience_s: float | None = None) -> None:
         self.tx = tx
         self._clock = clock
+        self._patience_s = patience_s
         self._dialect = tx.dialect.name
 
-    async def read(self, ops: Sequence[Op], wait_s: float) -> tuple[State, int]:
+    async def read(self, ops: Sequence[Op]) -> tuple[State, int]:
         """The state ``ops`` are decided on, and the time, read after the locks were had.
 
         Raises:
-            LockTimeout: an account was not had within ``wait_s``, or the database's ``lock_timeout_s``.
+            LockTimeout: an account was not had in time.
         """
-        try:
-            async with asyncio.timeout(wait_s):
-                accounts = await self._lock_all(ops)
-        except TimeoutError:
-            raise LockTimeout() from None
+        async with _patient(self._patience_s):
+            accounts = await self._lock_all(ops)
         packet = _Packet(ops, {key: row.id for key, row in accounts.items()}, self._now)
         return await self._complete(ops, accounts, packet.read(await self.tx.execute_all(packet.asked)), ALL_DUE)
 
     async def read_free(self, ops: Sequence[Op], known: Known) -> Reading:
         """As :meth:`read`, without waiting for anybody: accounts that others have are left out, and none is opened."""
         keys = {key for op in ops for key in accounts_of(op)}
-        if unknown := sorted(key for key in keys if key not in known):
-            known.learn(await self._existing(unknown))
         ids = {key: known[key] for key in keys if key in known}
+        if unknown := sorted(keys - ids.keys()):
+            found = await self._existing(unknown)
+            known.learn(found)
+            ids |= found
         missing = {key for key in opening(ops) if key not in ids}
         packet = _Packet(ops, ids, self._now)
         locked, *others = await self.tx.execute_all([self._lock_free(ids.values()), *packet.asked])
@@ -200,15 +207,18 @@ class Store:
 
         Raises:
             UniqueViolation: another transaction claimed a key since it was looked up.
+            LockTimeout: another transaction is claiming a key, or has locked its neighbours.
             BooksDisagree: a row that was read is not there any more.
         """
         asked = [*self._claims(plan), *inserts(plan.entries)]
         inserted = len(asked)
         asked += self._changes(plan)
-        results = await self.tx.execute_all(asked)
+        async with _patient(None if self._patience_s is None else max(_LEAST_WRITE_S, self._patience_s)):
+            results = await self.tx.execute_all(asked)
         # Rows matched, on connections of ours; a session of somebody else's may count rows changed.
-        if sum(result.rowcount for result in results[inserted:]) != sum(map(len, _changed_rows(plan))):
-            raise BooksDisagree(account_id=plan.accounts[0].id)
+        rows = [row for some in _changed_rows(plan) for row in some]
+        if sum(result.rowcount for result in results[inserted:]) != len(rows):
+            raise BooksDisagree(account_id=rows[0].id if isinstance(rows[0], AccountRow) else rows[0].account_id)
 
     def _claims(self, plan: Plan) -> list[Asked]:
         made = (plan.new_grants, plan.new_holds, plan.new_amendments, plan.new_allowances)
@@ -302,6 +312,15 @@ class Store:
     def _now(self) -> str:
         # Never in the statement that locks: MySQL's time is that of its start, and the lock may have taken a while.
         return now_sql(self.tx.dialect, self._clock)
+
+
+@asynccontextmanager
+async def _patient(patience_s: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(patience_s):
+            yield
+    except TimeoutError:
+        raise LockTimeout() from None
 
 
 class Found(msgspec.Struct):

@@ -36,6 +36,7 @@ from daydo_kernel import Clock
 
 from .audit import Auditor, Place
 from .counts import Counts
+from .errors import QuotaError
 from .model import Disagreement
 from .ops import CatchUp, Op
 from .planner import plan
@@ -74,7 +75,7 @@ class RollUpState(msgspec.Struct):
     after: int = 0
 
 
-State = TypeVar("State", AuditState, RollUpState)
+Remembered = TypeVar("Remembered", AuditState, RollUpState)
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -132,31 +133,35 @@ class Upkeep:
     # Sweep
 
     async def sweep_all(self) -> None:
-        """Until nothing is overdue that another process does not have."""
+        """Until nothing is overdue that another process does not have, or that is broken."""
+        passed = set[int]()
         while True:
-            due = await self._due()
-            if not await self._sweep(due) or len(due) < self._config.sweep_accounts:
+            # However many are passed over, those that became due after them have their turn.
+            due = [one for one in await self._due(len(passed)) if one not in passed]
+            passed.update(set(due) - await self._sweep(due))
+            if len(due) < self._config.sweep_accounts:
                 break
         await self.condition()
 
     async def sweep(self) -> int:
         """Bring at most ``sweep_accounts`` overdue accounts up to date; how many were."""
-        return await self._sweep(await self._due())
+        return len(await self._sweep(await self._due()))
 
-    async def _due(self) -> list[int]:
+    async def _due(self, more: int = 0) -> list[int]:
         result = await self._db.query(
             f"SELECT id FROM daydo_quota_account WHERE next_due_at_us <= {self._now} ORDER BY next_due_at_us LIMIT ?",  # noqa: S608
-            [self._config.sweep_accounts],
+            [self._config.sweep_accounts + more],
         )
         return [row[0] for row in result.rows]
 
-    async def _sweep(self, due: list[int]) -> int:
+    async def _sweep(self, due: list[int]) -> set[int]:
+        """Those that were brought up to date, or nearer to it."""
         started = time.perf_counter()
         # Processes that look at the same moment see the same accounts; they should not go through them in step.
         random.shuffle(due)
-        reached = [await self._catch_up(account_id) for account_id in due]
+        reached = {account_id for account_id in due if await self._catch_up(account_id)}
         self._counts.kept("sweep", time.perf_counter() - started)
-        return sum(reached)
+        return reached
 
     async def _catch_up(self, account_id: int) -> bool:
         try:
@@ -173,7 +178,11 @@ class Upkeep:
         state, now_us = await store.read_due(account_id, self._config.sweep_holds)
         due = [key for key, row in state.accounts.items() if row.next_due_at_us <= now_us]
         ops = [CatchUp(account=key, asked=False) for key in due]
-        await self._make_so(ops, plan(ops, state, now_us, self._config.rules), store)
+        decided = plan(ops, state, now_us, self._config.rules)
+        for outcome in decided.outcomes:
+            if isinstance(outcome, QuotaError):
+                raise outcome
+        await self._make_so(ops, decided, store)
         return bool(due)
 
     # Audit
@@ -231,16 +240,24 @@ class Upkeep:
     # Roll-up
 
     async def roll_up_all(self) -> None:
-        """The rest of this round, or as much of it as no other process takes."""
+        """The rest of this round, or as much of it as no other process takes: whoever has the row goes on with it."""
         while not await self._pause_s("retention"):
-            await self.roll_up()
+            if await self._roll_up() is None:
+                break
 
     async def roll_up(self) -> int:
         """Roll up the next ``roll_up_accounts`` accounts, if a round is due; how many entries that removed."""
+        return await self._roll_up() or 0
+
+    async def _roll_up(self) -> int | None:
+        """None where there was nothing to claim, or another process has the row."""
         started = time.perf_counter()
         if not self._config.entries_kept_s:
-            return 0
-        accounts, before_us = await self._db.run(self._claim_accounts, retries=self._config.retries)
+            return None
+        claimed = await self._db.run(self._claim_accounts, retries=self._config.retries)
+        if claimed is None:
+            return None
+        accounts, before_us = claimed
         removed = 0
         for account_id in await self._with_old_entries(accounts, before_us):
             roll_up = partial(self._roll_up_in, account_id, before_us)
@@ -249,10 +266,11 @@ class Upkeep:
         self._counts.kept("roll_up", time.perf_counter() - started)
         return removed
 
-    async def _claim_accounts(self, tx: Tx) -> tuple[list[int], int]:
+    async def _claim_accounts(self, tx: Tx) -> tuple[list[int], int] | None:
+        """Accounts to be rolled up, and the time before which their entries are old."""
         claimed = await self._claim(tx, "retention", RollUpState)
         if claimed is None:
-            return [], 0
+            return None
         state, now_us = claimed
         select = "SELECT id FROM daydo_quota_account WHERE id > ? ORDER BY id LIMIT ?"
         found = (await tx.execute(select, [state.after, self._config.roll_up_accounts])).rows
@@ -295,7 +313,7 @@ class Upkeep:
         [(now_us, due_at_us)] = (await self._db.query(sql, [name])).rows
         return min(_seconds(now_us, due_at_us), LOOK_S)
 
-    async def _claim(self, tx: Tx, name: str, kind: type[State]) -> tuple[State, int] | None:
+    async def _claim(self, tx: Tx, name: str, kind: type[Remembered]) -> tuple[Remembered, int] | None:
         """The state and the time, if the work is due and no other process has it."""
         lock = f"{tx.dialect.for_update} {tx.dialect.skip_locked}"
         sql = f"SELECT {self._now}, state FROM daydo_quota_upkeep WHERE name = ? AND due_at_us <= {self._now} {lock}"  # noqa: S608
@@ -320,7 +338,7 @@ _ROLLED_UP = """
     WHERE account_id = ? AND seq = ?"""
 
 
-def _state(kind: type[State], text: str) -> State:
+def _state(kind: type[Remembered], text: str) -> Remembered:
     try:
         return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError:
