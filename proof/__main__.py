@@ -10,17 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .gate import CONTROL, Gate, Verdict, failures
-from .mutants import MUTANTS
+from daydo_db.testing.servers import URLS_VARIABLE, find_servers
+
+from .gate import CONTROL, Gate, Mutant, Verdict, failures
+from .mutants import MUTANTS, SERVER_MUTANTS
 
 ROOT = Path(__file__).parents[1]
 QUOTA = ROOT / "packages" / "daydo-quota"
 # Those that notice most come first: a run ends at the first test that fails.
 TESTS = ("conformance", "ledger", "races", "blocks", "batcher", "faults", "model")
-SUITE = [f"--rootdir={ROOT}", "--embedded", *(str(QUOTA / "tests" / f"test_quota_{name}.py") for name in TESTS)]
 
 
 def main() -> int:
@@ -65,16 +68,25 @@ def _run_tests(options: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
 
 
 def _run_gate(workers: int) -> tuple[dict[str, object], list[str]]:
-    print(f"{len(MUTANTS)} planted faults, {workers} at a time:", flush=True)
-    gate = Gate(QUOTA / "src" / "daydo_quota", SUITE, ROOT)
-    verdicts = gate.run(MUTANTS, workers, lambda verdict: print(verdict, flush=True))
-    planted = [verdict for verdict in verdicts if verdict.fault != CONTROL]
-    summary = {"planted": len(planted), "caught": _count(planted, "caught"), "survived": _count(planted, "survived")}
-    return summary, list(failures(verdicts))
+    print("planted faults, on SQLite:", flush=True)
+    verdicts = _try(MUTANTS, ["--embedded", *_files(TESTS)], {}, workers)
+    with ExitStack() as stack:
+        server = next(find_servers(stack.callback))
+        for names, mutants in SERVER_MUTANTS.items():
+            print(f"planted faults, on {server.version}, {' and '.join(names)}:", flush=True)
+            verdicts += _try(mutants, ["-k", "mariadb or mysql", *_files(names)], {URLS_VARIABLE: server.url}, workers)
+    planted = [verdict.state for verdict in verdicts if verdict.fault != CONTROL]
+    counts = {state: planted.count(state) for state in ("caught", "survived", "unfit", "timed out")}
+    return {"planted": len(planted), **counts}, list(failures(verdicts))
 
 
-def _count(verdicts: list[Verdict], state: str) -> int:
-    return sum(verdict.state == state for verdict in verdicts)
+def _try(mutants: Sequence[Mutant], suite: Sequence[str], given: Mapping[str, str], workers: int) -> list[Verdict]:
+    gate = Gate(QUOTA / "src" / "daydo_quota", [f"--rootdir={ROOT}", *suite], ROOT, given)
+    return gate.run(mutants, workers, lambda verdict: print(verdict, flush=True))
+
+
+def _files(names: Sequence[str]) -> list[str]:
+    return [str(QUOTA / "tests" / f"test_quota_{name}.py") for name in names]
 
 
 if __name__ == "__main__":

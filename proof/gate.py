@@ -1,7 +1,9 @@
 """The mutant gate: a suite that does not notice a planted fault proves nothing, so each fault must turn it red.
 
 A mutant is one replacement in one file, made in a temporary copy of the package that the tests then import. A control
-that replaces nothing goes first: where the suite is red without any fault, no verdict on the others means anything.
+that replaces nothing goes first: where the suite is red without any fault, no verdict on the others means anything, and
+none is asked for. What the control took is also the measure of what a mutant may take. Tests that do not end in a
+multiple of that have noticed nothing: perhaps the fault lets them hang, perhaps the machine is slow.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-LIMIT_S = 240.0
 CONTROL = "no fault at all"
+CONTROL_LIMIT_S = 1800.0
+# A mutant's, in times of what the control took: that ran alone, and a mutant shares the machine with others.
+PATIENCE = 6.0
+LEAST_LIMIT_S = 60.0
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 _PASSED, _TESTS_FAILED = 0, 1
@@ -38,27 +43,37 @@ class Verdict(NamedTuple):
     """``by`` is the test that noticed, or what kept the tests from running."""
 
     fault: str
-    state: str  # caught, survived or unfit
+    state: str  # caught, survived, unfit or timed out
     by: str
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.state:8} {self.fault}  ({f'{self.by}, ' if self.by else ''}{self.seconds:.0f} s)"
+        return f"{self.state:9} {self.fault}  ({f'{self.by}, ' if self.by else ''}{self.seconds:.0f} s)"
 
 
 class Gate:
-    """``package`` is the folder that is imported, ``suite`` the arguments of pytest, run in ``folder``."""
+    """``package`` is the folder that is imported, ``suite`` the arguments of pytest, run in ``folder``.
 
-    def __init__(self, package: Path, suite: Sequence[str], folder: Path) -> None:
+    ``given`` are variables for the tests besides those of this process.
+    """
+
+    def __init__(
+        self, package: Path, suite: Sequence[str], folder: Path, given: Mapping[str, str] | None = None
+    ) -> None:
         self._package = package
         self._suite = suite
         self._folder = folder
+        self._given = given or {}
 
     def run(self, mutants: Sequence[Mutant], workers: int, tell: Callable[[Verdict], None]) -> list[Verdict]:
-        """Try the control and every mutant, so many at a time; ``tell`` hears each verdict as it falls."""
-        verdicts = []
+        """Try the control, then every mutant, so many at a time; ``tell`` hears each verdict as it falls."""
+        verdicts = [self.control()]
+        tell(verdicts[0])
+        if verdicts[0].state != "survived":
+            return verdicts
+        limit_s = max(LEAST_LIMIT_S, PATIENCE * verdicts[0].seconds)
         with ThreadPoolExecutor(workers) as pool:
-            tries = [pool.submit(self.control), *(pool.submit(self.try_one, mutant) for mutant in mutants)]
+            tries = [pool.submit(self.try_one, mutant, limit_s) for mutant in mutants]
             for done in as_completed(tries):
                 verdicts.append(done.result())
                 tell(verdicts[-1])
@@ -66,13 +81,13 @@ class Gate:
 
     def control(self) -> Verdict:
         """The package as it is."""
-        return self._judge(CONTROL, lambda _: "")
+        return self._judge(CONTROL, lambda _: "", CONTROL_LIMIT_S)
 
-    def try_one(self, mutant: Mutant) -> Verdict:
+    def try_one(self, mutant: Mutant, limit_s: float) -> Verdict:
         """The package with one fault in it."""
-        return self._judge(mutant.fault, lambda copy: plant(mutant, copy))
+        return self._judge(mutant.fault, lambda copy: plant(mutant, copy), limit_s)
 
-    def _judge(self, fault: str, change: Callable[[Path], str]) -> Verdict:
+    def _judge(self, fault: str, change: Callable[[Path], str], limit_s: float) -> Verdict:
         began_s = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="daydo-mutant-") as name:
             folder = Path(name)
@@ -80,20 +95,20 @@ class Gate:
             shutil.copytree(self._package, copy, ignore=shutil.ignore_patterns("__pycache__"))
             state, by = "unfit", change(copy)
             if not by:
-                state, by = self._test(folder)
+                state, by = self._test(folder, limit_s)
         return Verdict(fault, state, by, time.monotonic() - began_s)
 
-    def _test(self, folder: Path) -> tuple[str, str]:
+    def _test(self, folder: Path, limit_s: float) -> tuple[str, str]:
         path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider"]
         command += [f"--basetemp={folder / 'tests'}", *self._suite]
-        environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | self._given | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             ran = subprocess.run(
-                command, check=False, cwd=self._folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+                command, check=False, cwd=self._folder, env=environment, capture_output=True, text=True, timeout=limit_s
             )
         except subprocess.TimeoutExpired:
-            return "caught", "the tests hang"
+            return "timed out", f"no end after {limit_s:.0f} s"
         if ran.returncode == _PASSED:
             return "survived", ""
         failed = _FAILED.search(ran.stdout)

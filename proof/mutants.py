@@ -1,5 +1,8 @@
 """Faults to plant in daydo-quota: each is a mistake somebody could make, and one that loses or doubles a unit.
 
+``MUTANTS`` are those that SQLite shows. It has one writer and no old snapshots, so what is wrong with a lock, or with
+what a lock does not cover, only a server shows: ``SERVER_MUTANTS``, by the tests that should notice.
+
 ``old`` has to stand in its file exactly once. A mutant that no longer fits fails the gate: it moves with the code.
 """
 
@@ -192,3 +195,54 @@ MUTANTS = [
         "                [call.fail(error) for call in calls[1:]]\n                if len(calls):\n",
     ),
 ]
+
+SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
+    ("enlisted",): [
+        Mutant(
+            "a caller's old snapshot is believed",
+            "enlisted.py",
+            "        self.locking = tx.dialect.for_update\n",
+            '        self.locking = ""\n',
+        ),
+        Mutant(
+            "inside a caller's transaction an account is read without its lock",
+            "enlisted.py",
+            '        locking = f"{plainly} {self.locking}"\n',
+            "        locking = plainly\n",
+        ),
+        Mutant(
+            "a key that was claimed since the caller's snapshot is looked for in that snapshot again",
+            "ledger.py",
+            "UniqueViolation:\n            decided = plan([op], *await store.read_enlisted(op, sure=True)",
+            "UniqueViolation:\n            decided = plan([op], *await store.read_enlisted(op, sure=False)",
+        ),
+        Mutant(
+            "a repeat of what was done since the caller's snapshot is refused",
+            "ledger.py",
+            "        if isinstance(decided.outcomes[0], QuotaError) and tx.dialect.for_update:\n",
+            "        if False:\n",
+        ),
+    ],
+    ("batcher", "races"): [
+        Mutant(
+            "a batch reads its accounts without their locks",
+            "store.py",
+            'WHERE {where} {dialect.for_update} {dialect.skip_locked}"',
+            'WHERE {where}"',
+        ),
+        Mutant(
+            "one account that somebody has stalls all others",
+            "store.py",
+            'WHERE {where} {dialect.for_update} {dialect.skip_locked}"',
+            'WHERE {where} {dialect.for_update}"',
+        ),
+    ],
+    ("saga",): [
+        Mutant(
+            "a step is done again whenever its message comes",
+            "saga.py",
+            "    except UniqueViolation:\n        return False\n",
+            "    except UniqueViolation:\n        return True\n",
+        ),
+    ],
+}

@@ -112,9 +112,7 @@ async def test_an_account_whose_books_are_broken_keeps_no_other_waiting(
         clock.advance(60)
         async with asyncio.timeout(30):
             await ledger.upkeep.sweep_all()
-        due = (
-            await db.query("SELECT subject FROM daydo_quota_account WHERE next_due_at_us <= ?", [clock.now_us()])
-        ).rows
+        overdue = "SELECT subject FROM daydo_quota_account WHERE next_due_at_us <= ?"
         assert {row[0] for row in (await db.query(overdue, [clock.now_us()])).rows} == {"u_0", "u_1"}
         for account in accounts[:2]:
             broken = await account_id_of(db, account)

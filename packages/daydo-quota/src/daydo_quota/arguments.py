@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import get_args
+from typing import Self, get_args
 
 from .errors import BadAccounts, BadAmount, BadCalendar, BadName, BadPeriod, BadReason
 from .model import AccountLike
@@ -58,7 +58,7 @@ class OwnKey(str):
 
     __slots__ = ()
 
-    def __new__(cls, *words: str) -> OwnKey:
+    def __new__(cls, *words: str) -> Self:
         key = " ".join(check_name("key", word, MAX_KEY) for word in words)
         if len(key) > MAX_KEY:
             raise BadName(field="key", most=MAX_KEY)

@@ -35,9 +35,7 @@ from daydo_db import Database, Tx, Value
 from .model import Audit, Disagreement
 from .ops import Allow, GrantUnits, fingerprint
 from .periods import Anchor, Every
-from .rows import DEBT, NEVER_US, Share
-
-_PARTS = msgspec.json.Decoder(list[Share])
+from .rows import DEBT, NEVER_US, PARTS, Share
 
 _BATCH = """
     SELECT a.id, COALESCE((SELECT MIN(e.seq) FROM daydo_quota_entry e WHERE e.account_id = a.id), 1), a.seq
@@ -403,7 +401,7 @@ def _claimed(shares: Iterable[Share]) -> list[tuple[str, int]]:
 def _shares(parts: str) -> list[Share]:
     """None at all where they cannot be read: then the sums do not agree either."""
     try:
-        return _PARTS.decode(parts)
+        return PARTS.decode(parts)
     except msgspec.DecodeError:
         return []
 

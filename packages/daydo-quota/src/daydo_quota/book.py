@@ -32,6 +32,7 @@ from .rows import (
     Rules,
     Share,
     State,
+    owner_of,
 )
 
 Row = TypeVar("Row", AccountRow, GrantRow, HoldRow, AllowanceRow)
@@ -380,10 +381,6 @@ class Book:
             debt=account.debt,
         )
         self.entries.append(entry)
-
-
-def owner_of(account: AccountRow) -> AccountKey:
-    return account.tenant, account.subject, account.unit
 
 
 def _total_of(account: AccountRow) -> int:

@@ -99,7 +99,7 @@ class Counts:
             if isinstance(outcome, Grant | Hold | Allowance | list):
                 self._done(op, outcome)
 
-    def kept(self, what: Literal["sweep", "audit", "roll_up"], seconds: float) -> None:
+    def upkeep_took(self, what: Literal["sweep", "audit", "roll_up"], seconds: float) -> None:
         """A turn of the upkeep."""
         self._upkeep_seconds[what].observe(seconds)
 
@@ -113,7 +113,7 @@ class Counts:
     def rolled_up(self, entries: int) -> None:
         self._rolled_up.inc(entries)
 
-    def found(self, expiry_lag_s: float, stuck_hold_s: float, audit_age_s: float, disagree: bool) -> None:
+    def condition_is(self, expiry_lag_s: float, stuck_hold_s: float, audit_age_s: float, disagree: bool) -> None:
         """How the books are, whichever process looks."""
         self._expiry_lag.set(expiry_lag_s)
         self._stuck_hold.set(stuck_hold_s)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 from operator import itemgetter
 
-from .book import Book, next_moment, owner_of, room_in
+from .book import Book, next_moment, room_in
 from .ops import GrantUnits
 from .periods import Period, period_at
-from .rows import NEVER_US, AccountRow, AllowanceRow, GrantRow, Notice
+from .rows import NEVER_US, AccountRow, AllowanceRow, GrantRow, Notice, owner_of
 
 # At an instant's tie holds go first: what they return is there for what follows.
 _HOLD_TIMES_OUT, _GRANT_BEGINS, _NOTICE, _GRANT_ENDS = range(4)

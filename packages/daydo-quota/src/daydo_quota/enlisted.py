@@ -26,6 +26,7 @@ from .rows import (
     HoldRow,
     Plan,
     State,
+    owner_of,
 )
 from .store import (
     ALL_DUE,
@@ -43,7 +44,6 @@ from .store import (
     moved_by,
     old_hold_keys,
     opening,
-    owner_of,
     select,
 )
 

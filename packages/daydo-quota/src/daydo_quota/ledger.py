@@ -45,7 +45,7 @@ from .ops import (
 )
 from .periods import Anchor, Every
 from .planner import balance_of, plan
-from .rows import MAX_UNITS, AccountRow, EntryRow, Notice, Plan, Rules
+from .rows import MAX_UNITS, AccountKey, AccountRow, EntryRow, Notice, Plan, Rules
 from .store import Known, Store, marks, read_unlocked
 from .upkeep import LOOK_S, Upkeep
 
@@ -546,8 +546,8 @@ class Ledger(Part):
         ``await work.capture(…)`` charges a part at once, for good; ``await work.extend(ttl_s)`` asks for more time.
         ``overage`` and ``late`` are the confirm's.
 
-        The settlement runs to its end also if the task is cancelled; one that is cancelled before its block begins gives
-        back what it held. If the process dies, or the settlement fails (``work.charge`` above what was held, no
+        The settlement runs to its end also if the task is cancelled; one that is cancelled before its block begins
+        gives back what it held. If the process dies, or the settlement fails (``work.charge`` above what was held, no
         database), the hold is left to its timeout. Where the key was held already by another open block
         (``work.hold.created`` is False), an error here leaves that hold alone: it is the other's to cancel.
 
@@ -746,7 +746,7 @@ class Ledger(Part):
         """In a transaction of the batcher's; as its ``Write``."""
         store = Store(tx, self.clock, patience_s)
         if waits:
-            state, now_us, held, missing = *await store.read(ops), set(), set()
+            state, now_us, held, missing = *await store.read(ops), set[AccountKey](), set[AccountKey]()
         else:
             state, now_us, held, missing = await store.read_free(ops, self._known)
         left_out = held | missing

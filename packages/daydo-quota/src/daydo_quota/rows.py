@@ -45,6 +45,10 @@ class AccountRow(msgspec.Struct):
     renews_at_us: int = NEVER_US
 
 
+def owner_of(account: AccountRow) -> AccountKey:
+    return account.tenant, account.subject, account.unit
+
+
 class GrantRow(msgspec.Struct):
     """``phase``: ``pending`` → ``live`` → ``lapsed`` (expired, but in part still held) → ``closed`` (nothing left).
 
@@ -86,6 +90,9 @@ class Share(NamedTuple):
     def free(self) -> int:
         return max(0, self.amount - self.used)
 
+
+PARTS = msgspec.json.Decoder(list[Share])
+"""Of the column ``parts`` of ``daydo_quota_hold``."""
 
 HoldPhase = Phase | Literal["owing"]
 """``owing`` is a confirmed hold with a part that no grant has paid; to callers it is ``confirmed``."""

@@ -47,6 +47,7 @@ from .ops import (
 from .rows import (
     DEBT,
     NEVER_US,
+    PARTS,
     AccountKey,
     AccountRow,
     AllowanceRow,
@@ -57,6 +58,7 @@ from .rows import (
     Plan,
     Share,
     State,
+    owner_of,
 )
 
 ALL_DUE = 2**31 - 1
@@ -113,7 +115,6 @@ _KEYED_BY: dict[type[AnyRow], str] = {
     AmendmentRow: "tenant = ? AND kind = ? AND",
     AllowanceRow: "tenant = ? AND",
 }
-_PARTS = msgspec.json.Decoder(list[Share])
 
 # The two ways of "make it unless it is there": catching UniqueViolation instead would leave a shared lock on the other
 # transaction's row, and two newcomers who both want it exclusively next would deadlock.
@@ -452,7 +453,7 @@ def _rows(table: type[Row], found: Iterable[Sequence[Any]]) -> list[Row]:
     rows = [table(*row) for row in found]
     for row in rows:
         if isinstance(row, HoldRow):
-            row.parts = _PARTS.decode(row.parts)  # type: ignore[arg-type]  # text, as it came
+            row.parts = PARTS.decode(row.parts)  # type: ignore[arg-type]  # text, as it came
     return rows
 
 
@@ -556,10 +557,6 @@ def _values(row: AnyRow) -> Sequence[Value]:
 
 def _parts(parts: Sequence[Share]) -> str:
     return msgspec.json.encode(parts).decode()
-
-
-def owner_of(row: AccountRow) -> AccountKey:
-    return row.tenant, row.subject, row.unit
 
 
 def opening(ops: Sequence[Op]) -> set[AccountKey]:

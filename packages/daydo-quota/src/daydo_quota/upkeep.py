@@ -125,7 +125,7 @@ class Upkeep:
             _seconds(audit.since_us or None, now_us),
             audit.disagreement,
         )
-        self._counts.found(
+        self._counts.condition_is(
             condition.expiry_lag_s, condition.stuck_hold_s, condition.audit_age_s, condition.disagreement is not None
         )
         return condition
@@ -160,7 +160,7 @@ class Upkeep:
         # Processes that look at the same moment see the same accounts; they should not go through them in step.
         random.shuffle(due)
         reached = {account_id for account_id in due if await self._catch_up(account_id)}
-        self._counts.kept("sweep", time.perf_counter() - started)
+        self._counts.upkeep_took("sweep", time.perf_counter() - started)
         return reached
 
     async def _catch_up(self, account_id: int) -> bool:
@@ -232,7 +232,7 @@ class Upkeep:
         return min(pause_s, LOOK_S)
 
     def _audited(self, state: AuditState, accounts: int, entries: int, took_s: float) -> None:
-        self._counts.kept("audit", took_s)
+        self._counts.upkeep_took("audit", took_s)
         self._counts.audited(accounts, entries, ended=state.place is None, agrees=state.disagreement is None)
         if state.place is None and (found := state.disagreement) is not None:
             log.error("the books of account %s disagree: %s (row %s)", found.account_id, found.complaint, found.row)
@@ -263,7 +263,7 @@ class Upkeep:
             roll_up = partial(self._roll_up_in, account_id, before_us)
             while some := await self._db.run(roll_up, retries=self._config.retries):
                 removed += some
-        self._counts.kept("roll_up", time.perf_counter() - started)
+        self._counts.upkeep_took("roll_up", time.perf_counter() - started)
         return removed
 
     async def _claim_accounts(self, tx: Tx) -> tuple[list[int], int] | None:
