@@ -6,17 +6,25 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from daydo_db import Database
+from daydo_db import Database, migrate
 from daydo_kernel.testing import ManualClock
 from daydo_quota import Account, Ledger, LedgerConfig
 
-PAGES = Path(__file__).parents[3] / "runbooks"
+PAGES = Path(__file__).parents[1] / "runbooks"
 CREDITS = Account("acme", "u_7", "credits")
 NAMES = ("QuotaBooksDisagree", "QuotaHoldsStuck")
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Database]:
+    async with Database(database_url) as db:
+        await migrate(db, "daydo_quota")
+        yield db
 
 
 def blocks(name: str, language: str) -> list[str]:
