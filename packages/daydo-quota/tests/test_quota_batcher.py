@@ -146,25 +146,28 @@ async def test_an_accounts_calls_are_decided_as_they_came(ledger: Ledger) -> Non
 
 
 @pytest.mark.dialect("mysql")
-async def test_an_open_transaction_stalls_its_own_account_alone(ledger: Ledger, db: Database) -> None:
+async def test_an_open_transaction_stalls_its_own_account_alone(db: Database, database_url: str) -> None:
     """63 others are written meanwhile; its own calls wait for it, then say AccountBusy, and work again afterwards."""
-    await give(ledger, ACCOUNTS)
-    async with db.transaction() as tx:
-        await ledger.reserve(CREDITS, 1, key="callers", tx=tx)
-        tasks = [asyncio.create_task(ledger.reserve(account, 2, key=account.subject)) for account in ACCOUNTS]
-        later = asyncio.create_task(ledger.reserve(CREDITS, 3, key="later"))
-        others = [task for task, account in zip(tasks, ACCOUNTS, strict=True) if account != CREDITS]
-        held = await asyncio.gather(*others)
-        assert all(hold.created for hold in held)
-        [own] = [task for task in tasks if task not in others]
-        assert not own.done()
-        for task in (own, later):
-            with pytest.raises(AccountBusy) as busy:
-                await task
-            assert busy.value.retryable
-        assert (await asyncio.create_task(ledger.reserve(ACCOUNTS[8], 1, key="more"))).created
-    assert (await ledger.reserve(CREDITS, 2, key="u_7")).created
-    assert await ledger.balance(CREDITS) == Balance(available=7, reserved=3)
+    slow, config = DatabaseConfig(lock_timeout_s=60), LedgerConfig(sweep_interval_s=0, busy_timeout_s=0.3)
+    async with Database(database_url, slow) as own_db, Ledger(own_db, config) as ledger:
+        await give(ledger, ACCOUNTS)
+        async with db.transaction() as tx, asyncio.timeout(30):
+            await ledger.reserve(CREDITS, 1, key="callers", tx=tx)
+            tasks = [asyncio.create_task(ledger.reserve(account, 2, key=account.subject)) for account in ACCOUNTS]
+            later = asyncio.create_task(ledger.reserve(CREDITS, 3, key="later"))
+            others = [task for task, account in zip(tasks, ACCOUNTS, strict=True) if account != CREDITS]
+            held = await asyncio.gather(*others)
+            assert all(hold.created for hold in held)
+            [own] = [task for task in tasks if task not in others]
+            assert not own.done()
+            for task in (own, later):
+                with pytest.raises(AccountBusy) as busy:
+                    await task
+                assert busy.value.retryable
+            assert (await ledger.reserve(ACCOUNTS[8], 1, key="more")).created
+        assert (await ledger.reserve(CREDITS, 2, key="u_7")).created
+        assert await ledger.balance(CREDITS) == Balance(available=7, reserved=3)
+    await check_books(db)
 
 
 @pytest.mark.dialect("mysql")
