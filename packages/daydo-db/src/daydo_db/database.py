@@ -115,7 +115,8 @@ class Database(Part):
             CommitUnknown: the answer to COMMIT never came.
         """
         self._require_started()
-        task = self._require_outside()
+        self.require_outside()
+        task = asyncio.current_task()
         connection = await self._writers.acquire()
         tx = self._inside[task] = Transaction(self._engine, connection)
         try:
@@ -144,7 +145,7 @@ class Database(Part):
             DbError: as :meth:`Tx.execute`.
         """
         self._require_started()
-        self._require_outside()
+        self.require_outside()
         statement, args = self._prepare(sql, args)
         async with self._writers.connection() as connection:
             try:
@@ -217,7 +218,8 @@ class Database(Part):
         Raises:
             InsideTransaction: it has, and waiting for the other task might be waiting for itself.
         """
-        self._require_outside()
+        if asyncio.current_task() in self._inside:
+            raise InsideTransaction()
 
     async def require_schema(self, package: str) -> None:
         """Check that the tables of ``package`` are there in this code's version, or a later one.
@@ -257,7 +259,7 @@ class Database(Part):
     async def _dedicated(self) -> AsyncIterator[Connection]:
         """A writing connection as it is, for the migration runner: autocommit, no transaction."""
         self._require_started()
-        self._require_outside()
+        self.require_outside()
         async with self._writers.connection() as connection:
             yield connection
 
@@ -298,12 +300,6 @@ class Database(Part):
             )
         require_passing(statement)
         return statement, check_arguments(statement, args)
-
-    def _require_outside(self) -> asyncio.Task[Any] | None:
-        task = asyncio.current_task()
-        if task in self._inside:
-            raise InsideTransaction()
-        return task
 
     def _pool(self, name: str, size: int, keep: int, *, writable: bool, engine: Engine | None = None) -> Pool:
         server = engine or self._engine

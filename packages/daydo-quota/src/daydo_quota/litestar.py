@@ -6,10 +6,11 @@ Errors become answers through ``daydo_kernel.litestar.KernelPlugin``, which the 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, cast
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from litestar import Litestar, Router, get, post
@@ -397,6 +398,9 @@ def quota_admin_router(ledger: Ledger, actor: Owner, path: str = "/", *, guards:
     return Router(path, route_handlers=handlers, guards=guards, tags=["quota administration"])
 
 
+_Done = TypeVar("_Done", Grant, Hold)
+
+
 class _Changes:
     """What an administrator may change, each with its event in one transaction."""
 
@@ -405,55 +409,43 @@ class _Changes:
         self._actor = actor
 
     async def grant(self, request: Connection, data: GrantIn, given: str) -> Response[Envelope[GrantOut]]:
-        account, who, key = self._of(request, data, given)
-
-        async def change(tx: Tx) -> Grant:
-            done = await self._ledger.grant(
-                account,
-                data.amount,
-                key=key,
+        done = await self._change(
+            "grant",
+            request,
+            data,
+            given,
+            partial(
+                self._ledger.grant,
                 source=data.source,
                 priority=data.priority,
                 effective_at_us=_us(data.effective_at),
                 expires_at_us=_us(data.expires_at),
-                tx=tx,
-                reason=data.reason,
-            )
-            await self._tell(done, "grant", data, who, key, tx)
-            return done
-
-        done = await self._ledger.db.run(change)
+            ),
+        )
         return _answer(_grant(done), created=done.created)
 
     async def charge(self, request: Connection, data: ChargeIn, given: str) -> Response[Envelope[HoldOut]]:
-        account, who, key = self._of(request, data, given)
-
-        async def change(tx: Tx) -> Hold:
-            done = await self._ledger.charge(
-                account, data.amount, key=key, overage=data.overage, tx=tx, reason=data.reason
-            )
-            await self._tell(done, "charge", data, who, key, tx)
-            return done
-
-        done = await self._ledger.db.run(change)
+        call = partial(self._ledger.charge, overage=data.overage)
+        done = await self._change("charge", request, data, given, call)
         return _answer(_hold(done), created=done.created)
 
     async def refund(self, request: Connection, data: RefundIn, given: str) -> Response[Envelope[HoldOut]]:
-        account, who, key = self._of(request, data, given)
-
-        async def change(tx: Tx) -> Hold:
-            done = await self._ledger.refund(
-                account, data.amount, key=key, hold_key=data.hold_key, tx=tx, reason=data.reason
-            )
-            await self._tell(done, "refund", data, who, key, tx)
-            return done
-
-        done = await self._ledger.db.run(change)
+        call = partial(self._ledger.refund, hold_key=data.hold_key)
+        done = await self._change("refund", request, data, given, call)
         return _answer(_hold(done), created=done.created)
 
-    def _of(self, request: Connection, data: _Change, given: str) -> tuple[Account, str, str]:
+    async def _change(
+        self, action: str, request: Connection, data: _Change, given: str, call: Callable[..., Awaitable[_Done]]
+    ) -> _Done:
         tenant, who = self._actor(request)
-        return Account(tenant, data.subject, data.unit), who, arguments.OwnKey("admin", given, who)
+        account, key = Account(tenant, data.subject, data.unit), arguments.OwnKey("admin", given, who)
+
+        async def change(tx: Tx) -> _Done:
+            done = await call(account, data.amount, key=key, tx=tx, reason=data.reason)
+            await self._tell(done, action, data, who, key, tx)
+            return done
+
+        return await self._ledger.db.run(change)
 
     async def _tell(self, done: Grant | Hold, action: str, data: _Change, who: str, key: str, tx: Tx) -> None:
         if done.created:
