@@ -151,8 +151,16 @@ def cutout(version: int = 1, *, cost: int = 5, timeout_s: float = 5.0, retries: 
 
 
 async def finished(runs: Runs, run_id: str, owner: Owner = OWNER, within_s: float = 10.0) -> Run:
-    """Wait until a run has ended; what it is then."""
-    return await until(runs, run_id, lambda run: run.state in TERMINAL, owner, within_s)
+    """Wait until a run has ended and this process has counted it; what it is then."""
+    run = await until(runs, run_id, lambda run: run.state in TERMINAL, owner, within_s)
+    # A reader sees a commit before the task that made it runs its after_commit functions.
+    await eventually(lambda: _at_rest(runs._db), within_s)
+    return run
+
+
+def _at_rest(db: Database) -> bool:
+    pools = next(family for family in db.metrics.snapshot() if family.name == "daydo_db_pool_in_use")
+    return all(cell.values[0] == 0 for cell in pools.cells)
 
 
 async def until(
