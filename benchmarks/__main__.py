@@ -7,7 +7,7 @@ import json
 import sys
 from importlib import import_module
 
-NAMES = ("db", "quota", "redis")
+NAMES = ("cache", "db", "quota", "redis", "traffic")
 
 
 def main() -> int:

@@ -28,6 +28,8 @@ RANGES = {
     "daydo_redis": range(25, 30),
     "daydo_quota": range(30, 40),
     "daydo_observe": range(40, 50),
+    "daydo_cache": range(40, 45),
+    "daydo_traffic": range(45, 50),
     "daydo_pipeline": range(50, 60),
     "reference_app": range(60, 80),
 }

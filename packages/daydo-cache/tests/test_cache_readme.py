@@ -1,0 +1,27 @@
+"""The README's programs run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_readme_has_programs() -> None:
+    """The pattern still finds them."""
+    assert len(BLOCKS) == 9
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_readme_program_runs(block: str) -> None:
+    """Each block is a program of its own that ends well; those for a framework where that is installed."""
+    for framework in re.findall(r"^from (litestar|fastapi) ", block, re.MULTILINE):
+        pytest.importorskip(framework)
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

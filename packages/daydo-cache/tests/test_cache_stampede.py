@@ -1,0 +1,147 @@
+"""Many ask at once: one loads, and nobody pays for what another does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from cache_loaders import Loader, User, users_of
+
+from daydo_cache import Cache, CacheConfig, LoadTimeout, Policy
+from daydo_cache.testing import FaultyRedis, stampede
+from daydo_kernel import Draining
+from daydo_kernel.testing import ManualClock
+from daydo_redis.testing import eventually
+
+ANN = User("u_7", "Ann")
+
+
+async def test_one_load_for_all_who_ask(cache: Cache, redis: FaultyRedis) -> None:
+    """Two hundred callers in two processes: the loader is asked once."""
+    load = Loader(u_7="Ann")
+    async with Cache(redis) as other:
+        spaces = [users_of(cache), users_of(other)]
+        values = await asyncio.gather(*(users.get_or_load("u_7", load) for users in spaces for _ in range(100)))
+    assert set(values) == {ANN}
+    assert load.asked == ["u_7"]
+
+
+async def test_four_processes_load_once(redis_server_url: str | None) -> None:
+    """The same with processes of their own, as many as a small service has."""
+    if redis_server_url is None:
+        pytest.skip("processes share a server, and --embedded leaves servers out")
+    seen = await stampede(redis_server_url, processes=4, gets=50, load_s=0.05)
+    assert (seen.loads, seen.values) == (1, 1)
+
+
+async def test_cancelled_caller_takes_nobody_along(cache: Cache) -> None:
+    """The first of ten gives up, then another: the load goes on, and eight get its value."""
+    users, load = users_of(cache), Loader(u_7="Ann")
+    load.gate.clear()
+    tasks = [asyncio.create_task(users.get_or_load("u_7", load)) for _ in range(10)]
+    await load.reached.wait()
+    for task in (tasks[0], tasks[5]):
+        task.cancel()
+    await asyncio.sleep(0)
+    load.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert outcomes.count(ANN) == 8
+    assert tasks[0].cancelled()
+    assert tasks[5].cancelled()
+    assert load.asked == ["u_7"]
+
+
+async def test_load_outlives_all_who_asked(cache: Cache) -> None:
+    """Everybody gives up; the value is there for the next one."""
+    users, load = users_of(cache), Loader(u_7="Ann")
+    load.gate.clear()
+    task = asyncio.create_task(users.get_or_load("u_7", load))
+    await load.reached.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    load.gate.set()
+    await eventually(lambda: bool(users._shelf.memory.entries))
+    assert await users.get_or_load("u_7", load) == ANN
+    assert load.asked == ["u_7"]
+
+
+async def test_readers_cancelled_in_a_crowd(cache: Cache) -> None:
+    """Callers that give up while their keys are read together leave the others their answers, whoever led them."""
+    users, load = users_of(cache, policy=Policy(local_entries=0)), Loader()
+    load.users = {f"u_{number}": "x" for number in range(30)}
+    await users.get_many_or_load(load.users, load.many)
+    for turn in range(6):
+        tasks = [asyncio.create_task(users.get_or_load(key, load)) for key in load.users]
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        for task in tasks[::3]:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(
+            outcome == User(key, "x")
+            for key, outcome in zip(load.users, outcomes, strict=True)
+            if key and not isinstance(outcome, asyncio.CancelledError)
+        )
+        assert sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes) <= 10
+    assert len(load.asked) == 1
+
+
+async def test_process_that_dies_gives_way(near: FaultyRedis, far: FaultyRedis, clock: ManualClock) -> None:
+    """When the lease of a loader that died has run out, who waits loads in its place."""
+    config = CacheConfig(lease_s=30)
+    async with Cache(far, config, clock=clock) as dead, Cache(near, config, clock=clock) as living:
+        gone, users, load = users_of(dead), users_of(living), Loader(u_7="Ann")
+        await gone._guard.claim("u_7", b"")  # and never heard of again
+        task = asyncio.create_task(users.get_or_load("u_7", load))
+        await asyncio.sleep(0.05)
+        assert load.asked == []
+        clock.advance(31)
+        assert await task == ANN
+
+
+async def test_long_load_keeps_its_lease(near: FaultyRedis, far: FaultyRedis) -> None:
+    """A load that lasts longer than a lease is not repeated by another process."""
+    config = CacheConfig(lease_s=0.05)
+    async with Cache(far, config) as one, Cache(near, config) as two:
+        load = Loader(u_7="Ann")
+        load.gate.clear()
+        tasks = [asyncio.create_task(users_of(cache).get_or_load("u_7", load)) for cache in (one, two)]
+        await asyncio.sleep(0.3)
+        assert load.asked == ["u_7"]
+        load.gate.set()
+        assert await asyncio.gather(*tasks) == [ANN, ANN]
+    assert load.asked == ["u_7"]
+
+
+async def test_follower_does_not_wait_for_ever(near: FaultyRedis, clock: ManualClock) -> None:
+    """Who waits for another process's load gives up after ``load_max_s``."""
+    async with Cache(near, clock=clock) as cache:
+        users, load = users_of(cache, policy=Policy(load_max_s=0.05)), Loader(u_7="Ann")
+        await users._guard.claim("u_7", b"")
+        with pytest.raises(LoadTimeout):
+            await users.get_or_load("u_7", load)
+    assert load.asked == []
+
+
+async def test_leaving_waits_for_loads(near: FaultyRedis) -> None:
+    """A load that ends within ``drain_s`` is stored, and its callers get it."""
+    load = Loader(u_7="Ann")
+    load.gate.clear()
+    async with Cache(near) as cache:
+        users = users_of(cache)
+        task = asyncio.create_task(users.get_or_load("u_7", load))
+        await load.reached.wait()
+        asyncio.get_running_loop().call_later(0.02, load.gate.set)
+    assert await task == ANN
+    assert await near.get(users._guard.value_key("u_7")) is not None
+
+
+async def test_leaving_ends_what_is_under_way(near: FaultyRedis) -> None:
+    """Callers that still wait when the cache is left are told that it drains, and their load is cancelled."""
+    load = Loader(u_7="Ann")
+    load.gate.clear()
+    async with Cache(near, CacheConfig(drain_s=0.01)) as cache:
+        task = asyncio.create_task(users_of(cache).get_or_load("u_7", load))
+        await load.reached.wait()
+    with pytest.raises(Draining):
+        await task

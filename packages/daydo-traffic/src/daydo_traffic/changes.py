@@ -1,0 +1,65 @@
+"""What was changed at run time, for all processes: a hash in Redis, one field a name, JSON as the value.
+
+Every process reads it every ``refresh_s``; so a change holds everywhere within that time, and survives restarts as
+long as Redis keeps its data. Redis away: what was read last goes on to hold. Redis emptied: the configuration holds
+again. Two people who change different names do not disturb each other; of two who change the same one the later wins.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from daydo_redis import Redis
+
+log = logging.getLogger("daydo.traffic")
+
+T = TypeVar("T")
+
+
+class Changes(Generic[T]):
+    """Named values of ``type``, over those of the configuration. ``redis`` None: in this process alone."""
+
+    def __init__(self, redis: Redis | None, key: str, type: object, configured: dict[str, T]) -> None:
+        self.key = key
+        self.configured = configured
+        self.current = dict(configured)
+        self._redis = redis
+        self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(type)
+        self._refused: set[tuple[str, bytes]] = set()
+
+    async def put(self, name: str, value: T) -> None:
+        """Here at once, elsewhere within ``refresh_s``. Redis away: raises, and nothing has changed here."""
+        if self._redis is not None:
+            await self._redis.call("HSET", self.key, name, msgspec.json.encode(value))
+        self.current = {**self.current, name: value}
+
+    async def remove(self, name: str) -> None:
+        """Back to the configuration. Redis away: raises, and nothing has changed here."""
+        if self._redis is not None:
+            await self._redis.call("HDEL", self.key, name)
+        self.current = {**self.current, name: self.configured[name]}
+
+    def read(self, fields: Sequence[bytes]) -> bool:
+        """Take over what Redis holds (name, value, name, value, …); whether that is anything new."""
+        current = dict(self.configured)
+        for raw, encoded in zip(fields[::2], fields[1::2], strict=True):
+            name = raw.decode(errors="replace")
+            if name not in current:
+                continue  # of another version of the application, which knows more names
+            try:
+                current[name] = self._decoder.decode(encoded)
+            except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
+                self._complain(name, encoded, error)
+        if current == self.current:
+            return False
+        self.current = current
+        return True
+
+    def _complain(self, name: str, encoded: bytes, error: Exception) -> None:
+        if (name, encoded) not in self._refused:
+            self._refused = {(name, encoded)}
+            log.error("the change of %s in %s cannot be read, the configuration holds: %s", name, self.key, error)
