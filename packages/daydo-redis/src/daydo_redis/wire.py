@@ -19,6 +19,7 @@ Argument = str | bytes | int | float
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
 _READ_BYTES = 65_536
+_TEXT = ord("$")
 # What the driver knows for connections of its cluster client only.
 _CLUSTER_ERRORS: dict[str, Callable[[str], driver.RedisError]] = {
     "ASK": driver.AskError,
@@ -128,10 +129,39 @@ class _Answers:
         if kind == b"+":
             return rest
         if kind == b"*":
-            return None if rest == b"-1" else [await self.read() for _ in range(int(rest))]
+            return None if rest == b"-1" else await self._array(int(rest))
         if kind == b"-":
             return _error_of(rest.decode(errors="replace"))
         raise driver.InvalidResponse(f"not an answer of Redis: {kind + rest[:20]!r}")
+
+    async def _array(self, count: int) -> list[Any]:
+        """``count`` answers. The texts among them that have come already are taken in one go: an MGET is all texts."""
+        answers: list[Any] = []
+        while len(answers) < count:
+            self._take_texts(answers, count)
+            if len(answers) < count:
+                answers.append(await self.read())
+        return answers
+
+    def _take_texts(self, answers: list[Any], count: int) -> None:
+        """Append the texts that follow here, up to ``count`` answers and to the end of what has come."""
+        buffer, at, size = self._buffer, self._at, len(self._buffer)
+        find, append = buffer.find, answers.append
+        for _ in range(count - len(answers)):
+            end = find(b"\r\n", at)
+            if end < 0 or buffer[at] != _TEXT:
+                break
+            length = int(buffer[at + 1 : end])
+            if length < 0:
+                append(None)
+                at = end + 2
+                continue
+            after = end + length + 4
+            if after > size:
+                break
+            append(buffer[end + 2 : after - 2])
+            at = after
+        self._at = at
 
     async def _rest_of(self, at: int, length: int) -> bytes:
         head = self._buffer[at:]
