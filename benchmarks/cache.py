@@ -5,7 +5,8 @@ the rival's. ``l2_64_vs_redis_py``, ``l2_1_vs_redis_py``: typed hits in Redis a 
 GETs, which decode nothing. ``l2_64_vs_<rival>``: ÷ the rival's hits. ``stampede_slowest_vs_loader``: four processes ask
 250 times each for one missing value; the slowest answer ÷ the time of the load (less is better), median of three.
 ``stampede_loads``: how often it was loaded in the worst of them. ``frozen_ms``: the first answer once Redis is stopped
-in its tracks, with a loader that takes no time; ``frozen_next_us``: one after that.
+in its tracks, with a loader that takes no time; ``frozen_next_us``: one after that. ``…_cpu_vs_…``: the ratios of the
+same rounds in CPU time of this process, for machines that are busy with others as well.
 """
 
 from __future__ import annotations
@@ -153,7 +154,10 @@ async def _rivals(url: str, keys: list[str]) -> AsyncIterator[dict[str, Callable
 def _tell(report: Report, what: str, comparison: Comparison) -> None:
     for rival in comparison.wall_s:
         if rival != "daydo":
-            report.ratios[f"{what}_vs_{rival.replace('-', '_')}"] = comparison.ratio("daydo", rival)
+            name = rival.replace("-", "_")
+            report.ratios[f"{what}_vs_{name}"] = comparison.ratio("daydo", rival)
+            pairs = zip(comparison.cpu_s["daydo"], comparison.cpu_s[rival], strict=True)
+            report.figures[f"{what}_cpu_vs_{name}"] = round(median(their / our for our, their in pairs), 3)
     report.figures[f"{what}_us"] = round(median(comparison.wall_s["daydo"]) * 1e6, 2)
 
 

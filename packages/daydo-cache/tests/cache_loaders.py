@@ -11,7 +11,7 @@ import msgspec
 from daydo_cache import Cache, CacheConfig, Space
 from daydo_kernel import Metrics
 from daydo_redis import RedisConfig
-from daydo_redis.testing import SHORT_S
+from daydo_redis.testing import SHORT_S, eventually
 
 # For machines that are busy with others.
 CALM = RedisConfig(command_timeout_s=SHORT_S, subscribe_timeout_s=SHORT_S)
@@ -52,6 +52,13 @@ class Loader:
 
 def users_of(cache: Cache, **options: Any) -> Space[User]:
     return cache.space("user", User, **options)
+
+
+async def caught_up(cache: Cache) -> None:
+    """Wait until ``cache`` has heard everything that was published so far: a beat comes after it."""
+    sent_s = cache._timeline.now_s()
+    await cache._link.beat()
+    await eventually(lambda: cache._link.vouched_s >= sent_s + cache._link.staleness_s)
 
 
 def counted(metrics: Metrics, name: str, *labels: str) -> float:

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 from cache_loaders import Loader, User, users_of
 
-from daydo_cache import Cache, Existing, FilterConfig, Space
+from daydo_cache import Cache, CacheConfig, Existing, FilterConfig, Space
 from daydo_cache.testing import FaultyRedis
+from daydo_redis import RedisUnavailable
 from daydo_redis.testing import eventually
 
 SMALL = FilterConfig(capacity=1000, wrong_share=0.01)
@@ -92,6 +93,27 @@ async def test_who_comes_to_be_is_not_denied(redis: FaultyRedis) -> None:
         await redis.delete(users._guard.value_key("u_newer"))
         load.users["u_newer"] = "Bea"
         assert await users.get_or_load("u_newer", load) is not None
+
+
+async def test_too_many_to_remember_are_not_denied(near: FaultyRedis) -> None:
+    """More keys came to be while Redis was away than are remembered one by one: the filter goes until it is rebuilt."""
+    config = CacheConfig(pending_max=2, pending_retry_s=600)
+    async with Cache(near, config) as cache:
+        users, load = users_of(cache, existing=Existing(Source("a", "b"), SMALL)), Loader(u_1="x", u_2="y", u_3="z")
+        await ready(users)
+        assert await users.get_or_load("u_1", load) is None
+        near.gone = True
+        for key in load.users:
+            with pytest.raises(RedisUnavailable):
+                await users.invalidate(key)
+        near.gone = False
+        await cache._pending.deliver()
+        assert not cache._pending
+        assert await users.get_or_load("u_1", load) == User("u_1", "x")
+        assert users._existing is not None
+        await users._existing.rebuild_if_due()
+        assert await users.get_or_load("u_4", load) is None
+        assert "u_4" not in load.asked
 
 
 async def test_one_process_builds(redis: FaultyRedis) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from cache_loaders import CALM, Loader, User, counted, users_of
+from cache_loaders import CALM, PATIENT, Loader, User, caught_up, counted, users_of
 
 from daydo_cache import BadKey, Cache, CacheConfig, Policy
 from daydo_cache.testing import FaultyRedis
@@ -59,9 +59,9 @@ async def test_other_process_is_refused_as_well(cache: Cache, redis: FaultyRedis
         load.users["u_7"] = "Bea"
         await there.invalidate("u_7")
         load.gate.set()
-        await early
+        assert await early == ANN, "it asked before the change"
         assert await there.get_or_load("u_7", load) == BEA
-    await eventually(lambda: "u_7" not in users._shelf.memory.entries or True)
+    assert counted(cache.metrics, "fills_total", "user", "refused") == 1
     assert await users.get_or_load("u_7", load) == BEA
 
 
@@ -258,6 +258,24 @@ async def test_tag_ends_what_is_being_loaded(cache: Cache, redis: FaultyRedis) -
     assert await users.get_or_load("u_7", load) == BEA
 
 
+async def test_nobody_joins_a_load_from_before_a_tag(near: FaultyRedis, far: FaultyRedis) -> None:
+    """Who asks after the invalidation does not get what was read before it, neither here nor in another process."""
+    tagged = {"tags": lambda key, user: ["all"]}
+    async with Cache(near, PATIENT) as cache, Cache(far, PATIENT) as other:
+        for asking in (cache, other):
+            users, load = asking.space("user", User, **tagged), Loader(u_7="Ann")
+            load.gate.clear()
+            early = asyncio.create_task(users.get_or_load("u_7", load))
+            await load.reached.wait()
+            load.users["u_7"] = "Bea"
+            await cache.invalidate_tags("all")
+            await eventually(lambda users=users: users._flights.joinable("u_7") is None)
+            late = asyncio.create_task(users.get_or_load("u_7", load))
+            load.gate.set()
+            assert (await early, await late) == (ANN, BEA)
+            await users.invalidate("u_7")
+
+
 async def test_clear_ends_a_whole_space(cache: Cache, redis: FaultyRedis) -> None:
     """All values of the space, of no other, also what is not there."""
     load, others = Loader(a="x"), cache.space("other", User)
@@ -284,7 +302,7 @@ async def test_tags_of_a_transaction(cache: Cache, redis: FaultyRedis, db: Datab
         assert len(load.asked) == 3
         load.users["u_7"] = "Bea"
     await eventually(lambda: counted(cache.metrics, "tag_invalidations_total", "done") == 1)
-    await asyncio.sleep(0.01)  # its news are still on their way to ourselves
+    await caught_up(cache)
     assert await users.get_or_load("u_7", load) == BEA
     assert await users.get_or_load("u_7", load) == BEA
     assert len(load.asked) == 4
@@ -295,12 +313,12 @@ async def test_news_of_a_tag_win_over_an_answer(near: FaultyRedis) -> None:
     async with Cache(near) as cache:
         near.hold()
         calls = near.calls
-        asking = asyncio.create_task(cache.tags.ask(["all"]))
+        asking = asyncio.create_task(cache._tags.ask(["all"]))
         await eventually(lambda: near.calls > calls)
-        cache.tags.hear("all", 7)
+        cache._tags.hear("all", 7)
         near.release()
         await asking
-        assert cache.tags.barrier(["all"]) == 7
+        assert cache._tags.barrier(["all"]) == 7
 
 
 async def test_tags_are_checked(cache: Cache) -> None:
@@ -328,7 +346,7 @@ async def test_invalidation_waits_for_redis(near: FaultyRedis, far: FaultyRedis)
         assert (await cache.health()).status == "degraded"
         assert await users.get_or_load("u_7", load) == BEA
         near.gone = False
-        await eventually(lambda: not cache.pending)
+        await eventually(lambda: not cache._pending)
         await eventually(lambda: not there._shelf.memory.entries)
         assert await there.get_or_load("u_7", load) == BEA
         assert counted(cache.metrics, "invalidations_total", "user", "deferred") == 1
@@ -356,9 +374,9 @@ async def test_lost_answer_is_not_an_acknowledgement(near: FaultyRedis) -> None:
         near.losing = True
         with pytest.raises(RedisTimeout):
             await users.invalidate("u_7")
-        assert len(cache.pending) == 1
+        assert len(cache._pending) == 1
         near.losing = False
-        await eventually(lambda: not cache.pending)
+        await eventually(lambda: not cache._pending)
 
 
 async def test_transaction_is_not_stopped_by_a_cache(near: FaultyRedis, db: Database) -> None:
@@ -371,9 +389,9 @@ async def test_transaction_is_not_stopped_by_a_cache(near: FaultyRedis, db: Data
             await users.invalidate("u_7", tx=tx)
             await cache.invalidate_tags("t", tx=tx)
             load.users["u_7"] = "Bea"
-        await eventually(lambda: len(cache.pending) == 2)
+        await eventually(lambda: len(cache._pending) == 2)
         near.gone = False
-        await eventually(lambda: not cache.pending)
+        await eventually(lambda: not cache._pending)
         assert await users.get_or_load("u_7", load) == BEA
 
 
@@ -386,10 +404,10 @@ async def test_tag_waits_for_redis(near: FaultyRedis) -> None:
         with pytest.raises(RedisUnavailable):
             await cache.invalidate_tags("all")
         near.gone = False
-        cache.tags.hear("all", 0)
+        cache._tags.hear("all", 0)
         load.users["u_7"] = "Bea"
         assert await users.get_or_load("u_7", load) == BEA
-        await cache.pending.deliver()
+        await cache._pending.deliver()
         assert await users.get_or_load("u_7", load) == BEA
         assert await users.get_or_load("u_7", load) == BEA
         assert len(load.asked) == 3
@@ -404,14 +422,73 @@ async def test_too_many_become_a_whole_space(near: FaultyRedis) -> None:
         for number in range(12):
             with pytest.raises(RedisUnavailable):
                 await users.invalidate(f"u_{number}")
-        assert len(cache.pending) <= 10
+        assert len(cache._pending) <= 10
         near.gone = False
         load.users = dict.fromkeys(load.users, "y")
         assert await users.get_or_load("u_19", load) == User("u_19", "y")
-        await cache.pending.deliver()
-        assert not cache.pending
+        await cache._pending.deliver()
+        assert not cache._pending
         async with Cache(near) as other:
             assert await users_of(other).get_or_load("u_3", load) == User("u_3", "y")
+
+
+async def test_tag_that_fails_during_a_delivery_is_delivered_again(near: FaultyRedis) -> None:
+    """Redis took the first one before the second was called: the second is neither forgotten nor believed done."""
+    async with Cache(near, CacheConfig(pending_retry_s=600)) as cache:
+        users, load = users_of(cache, tags=lambda key, user: ["all"]), Loader(u_7="Ann")
+        near.gone = True
+        with pytest.raises(RedisUnavailable):
+            await cache.invalidate_tags("all")
+        near.gone = False
+        near.hold()
+        calls = near.calls
+        delivery = asyncio.create_task(cache._pending.deliver())
+        await eventually(lambda: near.calls > calls)
+        # What the second does when it fails: the gate would hold it as well.
+        cache._pending.add_tag("all", cache._delivery("all", ""), cache._counts.tags["delivered"])
+        near.release()
+        await delivery
+        assert len(cache._pending) == 1
+        await users.get_or_load("u_7", load)
+        await users.get_or_load("u_7", load)
+        assert len(load.asked) == 2, "what Redis has is not believed"
+        await cache._pending.deliver()
+        assert not cache._pending
+        await users.get_or_load("u_7", load)
+        await users.get_or_load("u_7", load)
+        assert len(load.asked) == 3
+
+
+async def test_cancelled_set_is_still_carried_out(near: FaultyRedis) -> None:
+    """Giving up half-way leaves nothing old in memory: what this process does is no news to itself."""
+    async with Cache(near) as cache:
+        users, load = users_of(cache), Loader(u_7="Ann")
+        await users.get_or_load("u_7", load)
+        near.hold()
+        calls = near.calls
+        task = asyncio.create_task(users.set("u_7", BEA))
+        await eventually(lambda: near.calls > calls)
+        task.cancel()
+        await asyncio.sleep(0)
+        near.release()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await users.get_or_load("u_7", load) == BEA
+        assert load.asked == ["u_7"]
+
+
+async def test_news_that_cannot_be_read_end_no_listener(cache: Cache, redis: FaultyRedis) -> None:
+    """They may have been an invalidation, so memory goes; and the next ones are heard."""
+    async with Cache(redis) as other:
+        here, there, load = users_of(cache), users_of(other), Loader(u_7="Ann", u_8="Eve")
+        for rubbish in (b"?", b"\xff", b"t node x all"):
+            await here.get_or_load("u_8", load)
+            assert here._shelf.memory.entries
+            await redis.publish("daydo_cache:news", rubbish)
+            await eventually(lambda: not here._shelf.memory.entries)
+        await here.get_or_load("u_7", load)
+        await there.invalidate("u_7")
+        await eventually(lambda: not here._shelf.memory.entries)
 
 
 async def test_leaving_delivers_what_waits(memory_url: str) -> None:
@@ -423,7 +500,7 @@ async def test_leaving_delivers_what_waits(memory_url: str) -> None:
             with pytest.raises(RedisUnavailable):
                 await users.invalidate("u_7")
             redis.gone = False
-        assert not cache.pending
+        assert not cache._pending
 
 
 async def test_set_that_failed_leaves_nothing_old(near: FaultyRedis) -> None:
@@ -435,6 +512,6 @@ async def test_set_that_failed_leaves_nothing_old(near: FaultyRedis) -> None:
         with pytest.raises(RedisUnavailable):
             await users.set("u_7", BEA)
         near.gone = False
-        await eventually(lambda: not cache.pending)
+        await eventually(lambda: not cache._pending)
         load.users["u_7"] = "Cid"
         assert await users.get_or_load("u_7", load) == User("u_7", "Cid")

@@ -64,7 +64,7 @@ async def test_number_is_its_digits(cache: Cache) -> None:
     assert load.asked == [7, 7]
 
 
-@pytest.mark.parametrize("key", ["", "x" * 513, "é" * 257, "\ud800", True, None, 1.5, b"u_7"])
+@pytest.mark.parametrize("key", ["", "x" * 513, "é" * 257, "\ud800", True, None, 1.5, b"u_7", 10**400])
 async def test_bad_key_is_refused_everywhere(cache: Cache, key: Any) -> None:
     """Every method says so before it does anything."""
     users, load = users_of(cache), Loader()
@@ -335,6 +335,19 @@ async def test_failure_is_shared_and_remembered(redis: FaultyRedis, clock: Manua
         assert await users.get_or_load("u_7", load) == User("u_7", "Ann")
         assert await users_of_again(other, load) == User("u_7", "Ann")
         assert len(load.asked) == 2
+
+
+async def test_remembered_failure_does_not_grow(cache: Cache) -> None:
+    """However often it is raised: each time it tells where the loader failed, and nothing of who asked before."""
+    users, load = users_of(cache, policy=Policy(failure_ttl_s=60)), Loader()
+    load.error = OSError("database")
+    lengths = set()
+    for _ in range(20):
+        with pytest.raises(OSError, match="database") as caught:
+            await users.get_or_load("u_7", load)
+        lengths.add(len(caught.traceback))
+        assert "__call__" in {entry.name for entry in caught.traceback}
+    assert max(lengths) < 10
 
 
 async def users_of_again(cache: Cache, load: Loader) -> User | None:

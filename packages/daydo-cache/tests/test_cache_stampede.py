@@ -9,9 +9,9 @@ from cache_loaders import Loader, User, users_of
 
 from daydo_cache import Cache, CacheConfig, LoadTimeout, Policy
 from daydo_cache.testing import FaultyRedis, stampede
-from daydo_kernel import Draining
+from daydo_kernel import DaydoError, Draining
 from daydo_kernel.testing import ManualClock
-from daydo_redis.testing import eventually
+from daydo_redis.testing import SHORT_S, eventually
 
 ANN = User("u_7", "Ann")
 
@@ -93,20 +93,29 @@ async def test_process_that_dies_gives_way(near: FaultyRedis, far: FaultyRedis, 
         gone, users, load = users_of(dead), users_of(living), Loader(u_7="Ann")
         await gone._guard.claim("u_7", b"")  # and never heard of again
         task = asyncio.create_task(users.get_or_load("u_7", load))
-        await asyncio.sleep(0.05)
+        calls = near.calls
+        await eventually(lambda: near.calls > calls + 5)
         assert load.asked == []
         clock.advance(31)
         assert await task == ANN
 
 
-async def test_long_load_keeps_its_lease(near: FaultyRedis, far: FaultyRedis) -> None:
+async def test_long_load_keeps_its_lease(near: FaultyRedis, far: FaultyRedis, clock: ManualClock) -> None:
     """A load that lasts longer than a lease is not repeated by another process."""
-    config = CacheConfig(lease_s=0.05)
-    async with Cache(far, config) as one, Cache(near, config) as two:
-        load = Loader(u_7="Ann")
+    config = CacheConfig(lease_s=1.2)  # renewed three times as often, by the host's clock
+    async with Cache(far, config, clock=clock) as one, Cache(near, config, clock=clock) as two:
+        load, here, there = Loader(u_7="Ann"), users_of(one), users_of(two)
         load.gate.clear()
-        tasks = [asyncio.create_task(users_of(cache).get_or_load("u_7", load)) for cache in (one, two)]
-        await asyncio.sleep(0.3)
+        tasks = [asyncio.create_task(users.get_or_load("u_7", load)) for users in (here, there)]
+        await load.reached.wait()
+
+        async def renewed() -> bool:
+            lease = await near.call("HGET", here._guard._guard_key("u_7"), "l:1")
+            return int(lease.split()[0]) == clock.now_us() + 1_200_000
+
+        for _ in range(2):
+            clock.advance(1)
+            await eventually(renewed)
         assert load.asked == ["u_7"]
         load.gate.set()
         assert await asyncio.gather(*tasks) == [ANN, ANN]
@@ -134,6 +143,21 @@ async def test_leaving_waits_for_loads(near: FaultyRedis) -> None:
         asyncio.get_running_loop().call_later(0.02, load.gate.set)
     assert await task == ANN
     assert await near.get(users._guard.value_key("u_7")) is not None
+
+
+async def test_leaving_at_once_strands_nobody(near: FaultyRedis) -> None:
+    """Reads and loads whose task was cancelled before its first turn end for those who wait for them."""
+    cache = Cache(near, CacheConfig(drain_s=0))
+    users, load = users_of(cache, policy=Policy(local_entries=0, hard_timeout_s=600)), Loader(u_7="Ann")
+    for turns in range(2, 9):
+        async with cache:
+            users._shelf.reader._crowded = True
+            tasks = [asyncio.create_task(users.get_or_load(f"u_{number}", load)) for number in range(7, 10)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        async with asyncio.timeout(SHORT_S):
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(each, DaydoError | User | None) for each in outcomes)
 
 
 async def test_leaving_ends_what_is_under_way(near: FaultyRedis) -> None:

@@ -66,20 +66,20 @@ class Cache(Part):
         self._config = config
         self._spaces: dict[str, Space[Any]] = {}
         self._filters: list[Filter] = []
-        self.origin = new_id("node")
+        self._origin = new_id("node")
         self.metrics = Metrics("daydo_cache")
         self._counts = Counts(self.metrics)
         self._timeline = Timeline(clock)
-        self._link = Link(redis, config, self._timeline, self.origin, self._hear, self._lost)
-        self.tags = Tags(redis, config, self._timeline, self._link, self.origin, self._told)
-        self.pending = Pending(config.pending_max, self.tags.distrust)
+        self._link = Link(redis, config, self._timeline, self._origin, self._hear, self._lost)
+        self._tags = Tags(redis, config, self._timeline, self._link, self._origin, self._told)
+        self._pending = Pending(config.pending_max, self._tags.distrust)
         self._reader = Reader(redis, config.merge_max, self._spawn)
         self._locks = Locks(redis, config, self._counts.locks, self._spawn)
         self._background: set[asyncio.Task[Any]] = set()
         up = self.metrics.gauge("link_up", "1 while news of invalidations are known to arrive.", merge="sum")
         up.cell().follow(lambda: float(self._is_linked))
         waiting = self.metrics.gauge("pending_invalidations", "Invalidations that Redis has not taken yet.")
-        waiting.cell().follow(lambda: float(len(self.pending)))
+        waiting.cell().follow(lambda: float(len(self._pending)))
 
     # -- spaces --------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Cache(Part):
             memory,
             guard=Guard(self._redis, self._config, name, version, self._timeline.argument),
             reader=self._reader,
-            tags=self.tags,
+            tags=self._tags,
             tags_of=None if tags is None else lambda key, value: check_tags(list(tags(key, value))),
             link=self._link,
             news=News(self._config.news_max),
@@ -191,13 +191,8 @@ class Cache(Part):
         Raises:
             BadKey: a tag is empty, too long, or begins with ``*``.
         """
-        self.require_started()
-        await self._invalidate_tags(check_tags(list(tags)), tx)
-
-    async def invalidate_own_tag(self, tag: str, *, tx: Tx | None) -> None:
-        """The same for the tag of a whole space; called by :meth:`Space.clear`."""
-        self.require_started()
-        await self._invalidate_tags([tag], tx)
+        self._require_started()
+        await self._end_tags(check_tags(list(tags)), tx)
 
     def lock(self, name: str, *, ttl_s: float = 30.0, wait_s: float = 0.0) -> AbstractAsyncContextManager[HeldLock]:
         """``async with cache.lock("nightly") as held: …``: one holder over all processes, as far as that is possible.
@@ -215,7 +210,7 @@ class Cache(Part):
             BadKey: the name cannot be part of a key.
             ValueError: ``ttl_s`` is not between 0.1 and 3600, or ``wait_s`` not between 0 and 3600.
         """
-        self.require_started()
+        self._require_started()
         if not (0.1 <= ttl_s <= 3600 and 0 <= wait_s <= 3600):
             raise ValueError("a lock lives for 0.1 to 3600 s, and is waited for at most 3600 s")
         return self._locks.hold(text_of(name), ttl_s=ttl_s, wait_s=wait_s)
@@ -228,23 +223,21 @@ class Cache(Part):
         shelves = [space._shelf.memory for space in self._spaces.values()]
         detail: dict[str, str | int | float] = {
             "linked": int(self._is_linked),
-            "pending_invalidations": len(self.pending),
+            "pending_invalidations": len(self._pending),
             "spaces": len(shelves),
             "local_entries": sum(len(memory.entries) for memory in shelves),
             "local_bytes": sum(memory.bytes for memory in shelves),
         }
-        return Health(status="ok" if self._is_linked and not self.pending else "degraded", detail=detail)
+        return Health(status="ok" if self._is_linked and not self._pending else "degraded", detail=detail)
 
     # -- for the parts of this package ---------------------------------------------------------------------------
 
-    require_started = Part._require_started
-
-    async def know_time(self) -> None:
+    async def _know_time(self) -> None:
         """Ask Redis what time it is, if that is not known. Redis away: it stays unknown."""
         if not self._timeline.known:
             await self._link.beat()
 
-    def run_in_background(self, work: Coroutine[Any, Any, None]) -> bool:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> bool:
         """Run ``work``, which leaving waits for. False: this cache was left."""
         if not self._running:
             work.close()
@@ -252,22 +245,24 @@ class Cache(Part):
         self._spawn_work(work, "background")
         return True
 
-    def _spawn_work(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn_work(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task that leaving waits for, unlike those that run for ever."""
         task = self._spawn(work, name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     # -- tags ----------------------------------------------------------------------------------------------------
 
-    async def _invalidate_tags(self, tags: list[str], tx: Tx | None) -> None:
+    async def _end_tags(self, tags: list[str], tx: Tx | None) -> None:
+        """Also those that are ours: of a whole space."""
         if tx is None:
             await to_the_end(self._settle_tags(tags, ""))
             return
         token = new_id("tx")
         tx.after_commit(lambda: self._committed(tags, token))
         outcomes = await asyncio.gather(
-            *(self.tags.invalidate(tag, token=token, bar=True) for tag in tags), return_exceptions=True
+            *(self._tags.invalidate(tag, token=token, bar=True) for tag in tags), return_exceptions=True
         )
         if any(isinstance(outcome, BaseException) for outcome in outcomes):
             log.warning("tags could not be barred before COMMIT: Redis is away")
@@ -276,17 +271,17 @@ class Cache(Part):
         failed = None
         for tag in tags:
             try:
-                await self.tags.invalidate(tag, token=token)
+                await self._tags.invalidate(tag, token=token)
                 self._counts.tags["done"].inc()
             except RedisError as error:
                 self._counts.tags["deferred"].inc()
-                self.pending.add_tag(tag, self._delivery(tag, token), self._counts.tags["delivered"])
+                self._pending.add_tag(tag, self._delivery(tag, token), self._counts.tags["delivered"])
                 failed = error
         if failed is not None:
             raise failed
 
     def _delivery(self, tag: str, token: str) -> Callable[[], Awaitable[None]]:
-        return lambda: self.tags.invalidate(tag, token=token)
+        return lambda: self._tags.invalidate(tag, token=token)
 
     def _committed(self, tags: list[str], token: str) -> None:
         for tag in tags:
@@ -296,7 +291,7 @@ class Cache(Part):
             with contextlib.suppress(RedisError):  # pending now
                 await self._settle_tags(tags, token)
 
-        if not self.run_in_background(settle()):
+        if not self._run_in_background(settle()):
             log.warning("a transaction was committed after its cache was left: its barrier ends by itself")
 
     # -- news ----------------------------------------------------------------------------------------------------
@@ -309,29 +304,29 @@ class Cache(Part):
         kind, origin, rest = news.split(" ", 2)
         if kind == "t":
             us, tag = rest.split(" ", 1)
-            self.tags.hear(tag, int(us))
-        elif origin != self.origin:
+            self._tags.hear(tag, int(us))
+        elif origin != self._origin:
             name, key = rest.split(" ", 1)
             space = self._spaces.get(name)
             if space is not None:
-                space.hear(key)
+                space._hear(key)
 
     def _told(self, tag: str) -> None:
         for space in self._spaces.values():
-            space.hear_tag(tag)
+            space._hear_tag(tag)
 
     def _lost(self) -> None:
         self._counts.gaps.inc()
-        self.tags.forget()
+        self._tags.forget()
         for space in self._spaces.values():
-            space.hear_all()
+            space._hear_all()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
         self._spawn(self._link.listen(), "news")
         self._repeat(self._config.staleness_s / self._config.beats, self._link.beat, "beat")
-        self._repeat(self._config.pending_retry_s, self.pending.deliver, "pending")
+        self._repeat(self._config.pending_retry_s, self._pending.deliver, "pending")
         for keys in self._filters:
             self._spawn(self._build(keys), "filter")
         with contextlib.suppress(TimeoutError):
@@ -349,11 +344,11 @@ class Cache(Part):
     async def _drain(self) -> None:
         while self._background:
             await asyncio.wait(set(self._background))
-        await self.pending.deliver()
+        await self._pending.deliver()
 
     async def _close(self) -> None:
-        if self.pending:
-            log.error("%d invalidations were not delivered; values last until their TTL", len(self.pending))
+        if self._pending:
+            log.error("%d invalidations were not delivered; values last until their TTL", len(self._pending))
         self._link.vouched_s = float("-inf")
         for space in self._spaces.values():
-            space.hear_all()
+            space._hear_all()

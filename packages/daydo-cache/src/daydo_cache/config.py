@@ -70,7 +70,7 @@ class Policy(Config, frozen=True, kw_only=True):
         loads_max: calls of the loader at once in this process; more wait.
         local_entries, local_bytes: bounds of what this process keeps in memory; 0 entries: nothing.
         local_ttl_s: after this a value in memory is compared with Redis, also while the news arrive.
-        value_max_bytes: larger values are served and not kept.
+        value_max_bytes: larger values are not stored in Redis, and kept in memory for ``staleness_s`` alone.
         failures_max: failures remembered.
     """
 

@@ -135,6 +135,10 @@ class Filter:
         """``key`` may exist from now on. Redis away: raises, and the caller tries again."""
         await self._add(keys=[self._now, self._next], args=self._existing.offsets(key))
 
+    async def drop(self) -> None:
+        """Everything may exist until it is built anew. Redis away: raises, and the caller tries again."""
+        await self._redis.delete(self._now, self._next, self._built)
+
     async def rebuild_if_due(self) -> None:
         """Build it, unless it is young enough or somebody else is at it. Redis away: the next turn comes."""
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from daydo_kernel import Draining
@@ -37,10 +38,11 @@ _FAREWELL_S = 1.0  # that a cancelled loader has to clean up
 
 
 class Failure(NamedTuple):
-    """A load that failed, remembered until ``until_s``."""
+    """A load that failed, remembered until ``until_s``; ``trace`` is where."""
 
     until_s: float
     error: Exception
+    trace: TracebackType | None
 
 
 class Flight(Generic[T]):
@@ -111,7 +113,7 @@ class Flights(Generic[T]):
         policy: Policy,
         shelf: Shelf[T],
         counts: SpaceCounts,
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
         self._space = space
         self._config = config
@@ -130,9 +132,9 @@ class Flights(Generic[T]):
     def joinable(self, key: str) -> Flight[T] | None:
         """The load of ``key`` under way, if what it will bring is young enough for who asks now."""
         flight = self._under_way.get(key)
-        if flight is None or not self._shelf.link.vouches(flight.began_s, self._timeline.now_s()):
+        if flight is None or flight.future.done():
             return None
-        return flight
+        return flight if self._shelf.link.vouches(flight.began_s, self._timeline.now_s()) else None
 
     def failure(self, key: str) -> Exception | None:
         """Why the last load failed, while it is remembered."""
@@ -142,7 +144,8 @@ class Flights(Generic[T]):
         if self._timeline.now_s() >= failure.until_s:
             del self._failures[key]
             return None
-        return failure.error
+        # Every raise makes the traceback of an error longer, and everything in it stays in memory.
+        return failure.error.with_traceback(failure.trace)
 
     def launch(self, wanted: Mapping[str, tuple[object, Sight[T]]], load: LoadMany) -> dict[str, Flight[T]]:
         """A flight for each of ``wanted``: those under way, and for the others new ones that share one load."""
@@ -154,13 +157,18 @@ class Flights(Generic[T]):
                 flight = fresh[key] = self._under_way[key] = Flight(asked, sight, self._timeline.now_s())
             flights[key] = flight
         if fresh:
-            self._spawn(self._fly(fresh, load), f"load {self._space}")
+            # Not at the end of the task itself: one that is cancelled before its first turn never runs at all.
+            self._spawn(self._fly(fresh, load), f"load {self._space}").add_done_callback(lambda _: self._over(fresh))
         return flights
 
     def void(self, key: str) -> None:
         """What is under way is not to be joined any more, and an old failure says nothing."""
         self._under_way.pop(key, None)
         self._failures.pop(key, None)
+
+    def part(self) -> None:
+        """Nothing that is under way is to be joined any more: its tags are known when it lands."""
+        self._under_way.clear()
 
     def void_all(self) -> None:
         self._under_way.clear()
@@ -183,11 +191,12 @@ class Flights(Generic[T]):
             for flight in flights.values():
                 flight.crash(error)
             raise  # a loader of many that gave no mapping, or a fault of ours: it is logged
-        finally:
-            for key, flight in flights.items():
-                if self._under_way.get(key) is flight:
-                    del self._under_way[key]
-                flight.crash(Draining())  # only those that nobody has settled: we were cancelled
+
+    def _over(self, flights: dict[str, Flight[T]]) -> None:
+        for key, flight in flights.items():
+            if self._under_way.get(key) is flight:
+                del self._under_way[key]
+            flight.crash(Draining())  # only those that nobody has settled: the task was cancelled
 
     async def _each(self, works: Any) -> list[Any]:
         """``gather``, without the tasks where there is only one to do."""
@@ -228,20 +237,20 @@ class Flights(Generic[T]):
 
     async def _follow(self, key: str, flight: Flight[T], load: LoadMany) -> None:
         """Wait for another process's load; take over if it does not come to its end."""
-        try:
-            async with asyncio.timeout(self._policy.load_max_s):
-                boarding: Lease | _Waiting | None = _WAITING
-                waited_s = 0.0
-                while isinstance(boarding, _Waiting):
-                    pause_s = min(max(waited_s / 4, self._config.poll_min_s), self._config.poll_max_s)
-                    await asyncio.sleep(pause_s)
-                    waited_s += pause_s
-                    boarding = await self._board(key, flight)
-        except TimeoutError:
-            flight.crash(LoadTimeout(space=self._space, timeout_s=self._policy.load_max_s))
-        else:
-            if not flight.future.done():
-                await self._load({key: flight}, {key: boarding}, load)
+        now_s, patience_s = asyncio.get_running_loop().time, self._policy.load_max_s
+        began_s, waited_s = now_s(), 0.0
+        boarding: Lease | _Waiting | None = _WAITING
+        # No timeout around it: that would cancel a call to Redis, which is bounded by itself.
+        while isinstance(boarding, _Waiting):
+            if waited_s >= patience_s:
+                flight.crash(LoadTimeout(space=self._space, timeout_s=patience_s))
+                return
+            pause_s = min(max(waited_s / 4, self._config.poll_min_s), self._config.poll_max_s)
+            await asyncio.sleep(min(pause_s, patience_s - waited_s))
+            waited_s = now_s() - began_s
+            boarding = await self._board(key, flight)
+        if not flight.future.done():
+            await self._load({key: flight}, {key: boarding}, load)
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -313,13 +322,13 @@ class Flights(Generic[T]):
         self._counts.loads["absent" if value is None else "ok"].inc()
         loaded_us = self._timeline.redis_us(began_s) if lease is None else lease.since_us
         held = self._shelf.hold(record, body, loaded_us, began_s)
-        outcome = "not_stored" if lease is None else await self._store(key, lease, held, body, record.dead_us)
+        outcome = "not_stored" if lease is None else await self._store(key, lease, held, body)
         self._counts.fills[outcome].inc()
         if outcome in ("not_stored", "too_large"):
             self._shelf.keep_for_now(key, held, mark)
         flight.land(held)
 
-    async def _store(self, key: str, lease: Lease, held: Held[T], body: bytes, dead_us: int) -> str:
+    async def _store(self, key: str, lease: Lease, held: Held[T], body: bytes) -> str:
         """Into Redis, and into memory."""
         try:
             if len(body) > self._policy.value_max_bytes:
@@ -354,7 +363,7 @@ class Flights(Generic[T]):
     def _remember(self, key: str, error: Exception, until_s: float) -> None:
         if len(self._failures) >= self._policy.failures_max:
             self._failures.clear()
-        self._failures[key] = Failure(until_s, error)
+        self._failures[key] = Failure(until_s, error, error.__traceback__)
         held = self._shelf.memory.entries.get(key)
         if held is not None:
             held.soft_s = min(until_s, held.dead_s)  # throttled: until then nobody asks

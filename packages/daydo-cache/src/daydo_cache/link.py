@@ -94,4 +94,11 @@ class Link:
             self.vouched_s = max(self.vouched_s, float(message.payload) + self.staleness_s)
             self.decided.set()
         else:
-            self._hear(message.payload.decode())
+            self._hear_news(message.payload)
+
+    def _hear_news(self, payload: bytes) -> None:
+        try:
+            self._hear(payload.decode())
+        except ValueError:
+            log.warning("news that cannot be read, of another version or not of a cache at all: memory is cleared")
+            self._lost()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .errors import BadKey
 
 KEY_MAX_BYTES = 512
+NUMBER_MAX_BITS = 1_024
 _SPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -15,11 +16,14 @@ def text_of(key: object) -> str:
     """``key`` as text.
 
     Raises:
-        BadKey: it is neither text nor a whole number, empty, longer than 512 bytes, or no Unicode.
+        BadKey: it is neither text nor a whole number, empty, longer than 512 bytes (a number: 1024 bits), or no
+            Unicode.
     """
     if type(key) is str and 0 < len(key) <= KEY_MAX_BYTES and key.isascii():
         return key
-    return str(key) if type(key) is int else _checked("key", key)
+    if type(key) is int and key.bit_length() <= NUMBER_MAX_BITS:
+        return str(key)
+    return _checked("key", key)
 
 
 def tag_of(tag: object) -> str:

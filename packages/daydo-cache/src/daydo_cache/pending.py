@@ -29,13 +29,16 @@ class Pending:
         self._distrust = distrust
         self._keys: dict[tuple[str, str], tuple[Deliver, Deliver, Counter]] = {}
         self._tags: dict[str, tuple[Deliver, Counter]] = {}
+        self._spaces: dict[str, tuple[Deliver, Counter]] = {}
 
     def __len__(self) -> int:
-        return len(self._keys) + len(self._tags)
+        return len(self._keys) + len(self._tags) + len(self._spaces)
 
     def covers(self, space: str, key: str) -> bool:
         """Whether Redis may have an old value of ``key``."""
-        return (space, key) in self._keys or own_tag(space) in self._tags
+        if not self._keys and not self._tags and not self._spaces:
+            return False  # every read asks
+        return (space, key) in self._keys or space in self._spaces or own_tag(space) in self._tags
 
     def add_key(self, space: str, key: str, deliver: Deliver, clear: Deliver, counter: Counter) -> None:
         """``clear`` invalidates the whole space instead."""
@@ -43,9 +46,11 @@ class Pending:
         if len(self._keys) <= self._bound:
             return
         log.error("more than %d invalidations wait for Redis; whole spaces are invalidated instead", self._bound)
-        for (each, _), (_, clear_it, its_counter) in list(self._keys.items()):
-            self.add_tag(own_tag(each), clear_it, its_counter)
+        wholes = {each: (clear_it, its_counter) for (each, _), (_, clear_it, its_counter) in self._keys.items()}
         self._keys.clear()
+        for each, entry in wholes.items():
+            self._spaces[each] = entry
+            self._distrust(own_tag(each))
 
     def add_tag(self, tag: str, deliver: Deliver, counter: Counter) -> None:
         self._tags[tag] = (deliver, counter)
@@ -54,10 +59,8 @@ class Pending:
     async def deliver(self) -> None:
         """Try again what waits; stops at the first that fails."""
         try:
-            for tag, (deliver, counter) in list(self._tags.items()):
-                await deliver()
-                self._tags.pop(tag, None)
-                counter.inc()
+            await self._deliver(self._tags)
+            await self._deliver(self._spaces)
             while self._keys:
                 batch = list(self._keys.items())[:_AT_ONCE]
                 await asyncio.gather(*(deliver() for _, (deliver, _, _) in batch))
@@ -67,3 +70,11 @@ class Pending:
                     entry[2].inc()
         except RedisError as error:
             log.debug("%d invalidations still wait: %s", len(self), error)
+
+    async def _deliver(self, waiting: dict[str, tuple[Deliver, Counter]]) -> None:
+        for name, entry in list(waiting.items()):
+            deliver, counter = entry
+            await deliver()
+            if waiting.get(name) is entry:  # and not a later one, which has failed meanwhile
+                del waiting[name]
+            counter.inc()

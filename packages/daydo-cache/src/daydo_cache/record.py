@@ -41,9 +41,10 @@ class Record(msgspec.Struct, Generic[T], array_like=True, frozen=True, gc=False)
 
 
 class Codec(Generic[T]):
-    """Values of one type to bytes and back.
+    """Values of one type to bytes (the part behind the digits) and back.
 
-    ``shares``: nothing of that type can change, so all callers may have the same object.
+    ``decode`` raises ``msgspec.DecodeError`` for what is no record of this type. ``shares``: nothing of that type can
+    change, so all callers may have the same object.
 
     Raises:
         TypeError: msgspec does not know the type.
@@ -51,20 +52,10 @@ class Codec(Generic[T]):
 
     def __init__(self, type_: Any) -> None:
         decoder: Any = msgspec.msgpack.Decoder(Record[type_ | None])
-        self._decode: Callable[[bytes], Record[T]] = decoder.decode
-        self._encode = msgspec.msgpack.Encoder().encode
+        # The library's own methods: every hit in Redis decodes.
+        self.decode: Callable[[bytes], Record[T]] = decoder.decode
+        self.encode: Callable[[Record[T]], bytes] = msgspec.msgpack.Encoder().encode
         self.shares = _is_immutable(inspect.type_info(type_), ())
-
-    def encode(self, record: Record[T]) -> bytes:
-        """The part behind the digits."""
-        return self._encode(record)
-
-    def decode(self, body: bytes) -> Record[T]:
-        """
-        Raises:
-            msgspec.DecodeError: it is no record of this type.
-        """
-        return self._decode(body)
 
 
 def _is_immutable(info: inspect.Type, above: tuple[object, ...]) -> bool:

@@ -67,7 +67,9 @@ class Shelf(Generic[T]):
         self._shares = codec.shares
         self._policy = policy
         self._codec = codec
+        self._decode = codec.decode
         self._tags_of = tags_of
+        self.is_tagged = tags_of is not None
         self._early_factor = policy.early_factor
         self.memory = memory
         self.guard = guard
@@ -113,7 +115,7 @@ class Shelf(Generic[T]):
             return sight
         if not self.timeline.known:
             await self.link.beat()
-        await self.tags.ask(self._tags(self._codec.decode(raw[DIGITS:])))
+        await self.tags.ask((self.own_tag, *self._codec.decode(raw[DIGITS:]).tags))
         return self._judge(key, raw, mark, asked_s) or Sight(seen=raw[:DIGITS])
 
     def _judge(self, key: str, raw: bytes, mark: int, asked_s: float) -> Sight[T] | None:
@@ -121,10 +123,10 @@ class Shelf(Generic[T]):
         seen, body = raw[:DIGITS], raw[DIGITS:]
         try:
             loaded_us = int(seen)
-            record = self._codec.decode(body)
+            record = self._decode(body)
         except (ValueError, msgspec.DecodeError):
             return Sight(seen=seen)  # not one of ours; a load puts it right
-        barrier = self.tags.barrier(self._tags(record))
+        barrier = self.tags.barrier((self.own_tag, *record.tags) if record.tags else self._own_tags)
         if barrier is None:
             return None
         if loaded_us <= barrier:
@@ -135,9 +137,6 @@ class Shelf(Generic[T]):
         if self._keeps:
             self.keep(key, held, mark)
         return Sight(held, seen)
-
-    def _tags(self, record: Record[T]) -> tuple[str, ...]:
-        return (self.own_tag, *record.tags) if record.tags else self._own_tags
 
     # -- making --------------------------------------------------------------------------------------------------
 

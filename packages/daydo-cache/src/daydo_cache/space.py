@@ -63,7 +63,7 @@ class Space(Generic[T]):
         self._held = shelf.memory.entries
         self._local = counts.reads["local"]
         self._redis = counts.reads["redis"]
-        self._pending = cache.pending
+        self._pending = cache._pending
         self._guard: Guard = shelf.guard
 
     # -- asking --------------------------------------------------------------------------------------------------
@@ -72,7 +72,8 @@ class Space(Generic[T]):
         """The value of ``key``; where it is not known ``await load(key)`` says it, once for all who ask.
 
         An old value is served within its grace while a new one is loaded, and when that fails. Whatever ``load``
-        raises is raised by all who wait for it, and by who asks within ``failure_ttl_s``.
+        raises is raised by all who wait for it, and by who asks within ``failure_ttl_s``. It runs in a task of the
+        cache and may outlive its caller: let it open what it needs, a session of the request is gone by then.
 
         Redis slow, frozen, gone or full: the value is loaded, once per process, and kept for ``staleness_s``. Redis
         flushed: it is loaded anew.
@@ -89,7 +90,19 @@ class Space(Generic[T]):
                 held.seen = True
                 self._local.value += 1.0
                 return held.value
-        return await self._find(key, load)
+        # All of it here, without a method between: a hit in Redis is mostly the price of coroutines.
+        self._cache._require_started()
+        name = text_of(key)
+        if (held is not None or name is not key) and (held := self._in_memory(name)) is not None:
+            return self._shelf.value(held)
+        if (flight := self._flights.joinable(name)) is not None:
+            return self._shelf.value(await self._join(flight))
+        sight = AWAY if self._pending.covers(self.name, name) else await self._shelf.look(name)
+        held = sight.held
+        if held is not None and (self._now_s() < held.early_s or not self._is_due(name, held)):
+            self._redis.value += 1.0
+            return held.value if held.body is None else self._shelf.value(held)
+        return await self._load(name, key, load, sight)
 
     async def get_many_or_load(
         self, keys: Iterable[K], load: Callable[[list[K]], Awaitable[Mapping[K, T]]]
@@ -99,7 +112,7 @@ class Space(Generic[T]):
 
         Redis away, and errors: as :meth:`get_or_load`; the first error of any key is raised.
         """
-        self._cache.require_started()
+        self._cache._require_started()
         asked = {text_of(key): key for key in keys}
         found: dict[str, T | None] = {}
         for key in asked:
@@ -122,20 +135,12 @@ class Space(Generic[T]):
         Raises:
             TypeError: the value is not what this space holds.
         """
-        self._cache.require_started()
+        self._cache._require_started()
         name = text_of(key)
-        await self._cache.know_time()
+        await self._cache._know_time()
         record, body = self._shelf.record(name, value, 0.0)
         life_s = self._shelf.timeline.local_s(record.dead_us) - self._now_s()
-        try:
-            if self._existing is not None:
-                await self._existing.add(name)
-            return await self._guard.put(name, body, life_s, self._news(name))
-        except RedisError:
-            self._defer(name)
-            raise
-        finally:
-            self._forget(name)
+        return await to_the_end(self._put(name, body, life_s))
 
     async def invalidate(self, *keys: str | int, tx: Tx | None = None) -> None:
         """``keys`` have changed: what is known of them, or being loaded, is not served or stored any more.
@@ -152,7 +157,7 @@ class Space(Generic[T]):
         COMMIT, and what others do meanwhile with their Redis is up to their TTL. Redis full: done. Redis flushed:
         nothing is lost, it holds no values.
         """
-        self._cache.require_started()
+        self._cache._require_started()
         names = [text_of(key) for key in keys]
         if tx is None:
             await to_the_end(self._settle(names))
@@ -169,7 +174,8 @@ class Space(Generic[T]):
 
         Redis away or full: as there.
         """
-        await self._cache.invalidate_own_tag(self._shelf.own_tag, tx=tx)
+        self._cache._require_started()
+        await self._cache._end_tags([self._shelf.own_tag], tx)
 
     # -- finding -------------------------------------------------------------------------------------------------
 
@@ -184,19 +190,9 @@ class Space(Generic[T]):
             return held
         return None
 
-    async def _find(self, asked: K, load: Callable[[K], Awaitable[T | None]]) -> T | None:
-        self._cache.require_started()
-        key = text_of(asked)
-        if held := self._in_memory(key):
-            return self._shelf.value(held)
-        flight = self._flights.joinable(key)
-        if flight is None:
-            sight = AWAY if self._is_pending(key) else await self._shelf.look(key)
-            held = sight.held
-            if held is not None and not self._is_due(key, held):
-                self._redis.value += 1.0
-                return held.value if held.body is None else self._shelf.value(held)
-            flight = self._flights.joinable(key)  # others have looked as well
+    async def _load(self, key: str, asked: K, load: Callable[[K], Awaitable[T | None]], sight: Sight[T]) -> T | None:
+        """The value of ``key``, of which ``sight`` is no good, or not for long: from a load."""
+        flight = self._flights.joinable(key)  # others have looked as well
         if flight is None:
             if not await self._may_load(key, sight):
                 return None
@@ -220,15 +216,13 @@ class Space(Generic[T]):
         joined = await asyncio.gather(*map(self._join, flights.values()))
         return found | {key: self._shelf.value(held) for key, held in zip(flights, joined, strict=True)}
 
-    def _is_pending(self, key: str) -> bool:
-        """Whether Redis is not to be believed: it has not taken an invalidation of ours."""
-        return bool(self._pending) and self._pending.covers(self.name, key)
-
     async def _look_many(self, keys: list[str]) -> list[Sight[T]]:
         if not keys:
             return []
         sights = await self._shelf.look_many(keys)
-        return [AWAY if self._is_pending(key) else sight for key, sight in zip(keys, sights, strict=True)]
+        return [
+            AWAY if self._pending.covers(self.name, key) else sight for key, sight in zip(keys, sights, strict=True)
+        ]
 
     def _is_due(self, key: str, held: Held[T]) -> bool:
         """Whether a value that may be served should be loaded anew, and nobody has just failed to."""
@@ -270,23 +264,35 @@ class Space(Generic[T]):
         self._counts.reads["timeout"].inc()
         raise LoadTimeout(space=self.name, timeout_s=wait_s)
 
-    # -- invalidating --------------------------------------------------------------------------------------------
+    # -- storing and invalidating --------------------------------------------------------------------------------
 
-    def hear(self, key: str) -> None:
+    async def _put(self, name: str, body: bytes, life_s: float) -> bool:
+        try:
+            if self._existing is not None:
+                await self._existing.add(name)
+            return await self._guard.put(name, body, life_s, self._news(name))
+        except RedisError:
+            self._defer(name)
+            raise
+        finally:
+            self._forget(name)
+
+    def _hear(self, key: str) -> None:
         """News from another process: ``key`` has changed."""
         self._forget(key)
 
-    def hear_all(self) -> None:
+    def _hear_all(self) -> None:
         """All may have changed."""
         self._shelf.clear()
         self._flights.void_all()
 
-    def hear_tag(self, tag: str) -> None:
+    def _hear_tag(self, tag: str) -> None:
         """A tag was invalidated."""
         if tag == self._shelf.own_tag:
-            self.hear_all()
-        else:
+            self._hear_all()
+        elif self._shelf.is_tagged:
             self._shelf.memory.drop_tagged(tag)
+            self._flights.part()
 
     def _forget(self, *keys: str) -> None:
         for key in keys:
@@ -294,7 +300,7 @@ class Space(Generic[T]):
             self._flights.void(key)
 
     def _news(self, key: str) -> str:
-        return f"k {self._cache.origin} {self.name} {key}"
+        return f"k {self._cache._origin} {self.name} {key}"
 
     async def _settle(self, names: list[str], token: str = "") -> None:
         """Invalidate in Redis and here.
@@ -325,7 +331,7 @@ class Space(Generic[T]):
 
     def _committed(self, names: list[str], token: str) -> None:
         self._forget(*names)
-        if not self._cache.run_in_background(self._settle_in_background(names, token)):
+        if not self._cache._run_in_background(self._settle_in_background(names, token)):
             log.warning("a transaction was committed after its cache was left: its barrier ends by itself")
 
     async def _settle_in_background(self, names: list[str], token: str) -> None:
@@ -336,13 +342,19 @@ class Space(Generic[T]):
 
     def _defer(self, name: str, token: str = "") -> None:
         self._counts.invalidations["deferred"].inc()
-        self._cache.pending.add_key(
+        self._cache._pending.add_key(
             self.name,
             name,
             lambda: self._one(name, token),
-            lambda: self._cache.tags.invalidate(self._shelf.own_tag),
+            self._end_all,
             self._counts.invalidations["delivered"],
         )
+
+    async def _end_all(self) -> None:
+        """In place of invalidations that are too many to remember one by one."""
+        if self._existing is not None:
+            await self._existing.drop()  # it lacks the keys that came to be
+        await self._cache._tags.invalidate(self._shelf.own_tag)
 
 
 def _one_by_one(load: Callable[[K], Awaitable[T | None]]) -> LoadMany:

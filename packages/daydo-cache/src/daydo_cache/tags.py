@@ -55,18 +55,19 @@ class Tags:
         self._tag = redis.script(scripts.TAG, idempotent=True)
         self._bound = config.news_max
         self._known: dict[str, Barrier] = {}
-        self._distrusted: set[str] = set()
+        self._distrusted: dict[str, int] = {}  # since which of the news
         self._news = News(config.news_max)
 
     def barrier(self, tags: Iterable[str]) -> int | None:
         """The latest of them, or None if that is not known."""
         latest = 0
         now_s = self._timeline.now_s()
+        linked = now_s < self._link.vouched_s
         for tag in tags:
             if tag in self._distrusted:
                 return FOREVER_US
             known = self._known.get(tag)
-            if known is None or not self._link.vouches(known.checked_s, now_s):
+            if known is None or not (linked or self._link.vouches(known.checked_s, now_s)):
                 return None
             if known.us > latest:
                 latest = known.us
@@ -80,10 +81,12 @@ class Tags:
         """All values with ``tag`` end. ``bar``: and those loaded from now on, until the same ``token`` comes without
         it."""
         now, barrier_us = self._timeline.argument(), self._barrier_us if bar else 0
+        distrusted = self._distrusted.get(tag)
         latest = await self._tag(
             keys=[self._key(tag)], args=[now, token, barrier_us, self._keep_us, self._channel, tag, self._origin]
         )
-        self._distrusted.discard(tag)
+        if self._distrusted.get(tag) == distrusted:  # another one may have failed meanwhile
+            self._distrusted.pop(tag, None)
         # What is known may already be later than this answer; when it becomes earlier again the news say.
         known = self._known.get(tag)
         if known is None or known.us < latest:
@@ -97,8 +100,8 @@ class Tags:
 
     def distrust(self, tag: str) -> None:
         """Take every value with ``tag`` for bad until it was invalidated at Redis', which is away."""
-        self._distrusted.add(tag)
         self._news.note(tag)
+        self._distrusted[tag] = self._news.mark
         self._told(tag)
 
     def forget(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
-from daydo_redis import Message, Redis, RedisTimeout, RedisUnavailable, Script
+from daydo_kernel import Health
+from daydo_redis import Message, Redis, RedisError, RedisTimeout, RedisUnavailable, Script
 
 Argument = str | bytes | int | float
 
@@ -51,15 +53,37 @@ class FaultyRedis(Redis):
     # -- what is behind the faults -------------------------------------------------------------------------------
 
     async def call(self, *command: Argument) -> Any:
-        return await self._through(lambda: super(FaultyRedis, self).call(*command))
+        return await self._through(partial(super().call, *command))
 
     async def get(self, key: str | bytes) -> bytes | None:
-        value: bytes | None = await self._through(lambda: super(FaultyRedis, self).get(key))
+        value: bytes | None = await self._through(partial(super().get, key))
         return value
 
     async def delete(self, *keys: str | bytes) -> int:
-        removed: int = await self._through(lambda: super(FaultyRedis, self).delete(*keys))
+        removed: int = await self._through(partial(super().delete, *keys))
         return removed
+
+    async def set(
+        self, key: str | bytes, value: Argument, *, ttl_s: float | None = None, only_new: bool = False
+    ) -> bool:
+        send = partial(super().set, key, value, ttl_s=ttl_s, only_new=only_new)
+        stored: bool = await self._through(send)
+        return stored
+
+    async def take(self, key: str | bytes) -> bytes | None:
+        value: bytes | None = await self._through(partial(super().take, key))
+        return value
+
+    async def publish(self, channel: str, payload: bytes) -> int:
+        listeners: int = await self._through(partial(super().publish, channel, payload))
+        return listeners
+
+    async def health(self) -> Health:
+        try:
+            health: Health = await self._through(super().health)
+        except RedisError as error:
+            return Health(status="down", detail={"error": str(error)})
+        return health
 
     def script(self, lua: str, *, idempotent: bool = False) -> Script:
         return _FaultyScript(self, super().script(lua, idempotent=idempotent))
