@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from daydo_traffic import Check, Concurrent, Limits, LimitsConfig, Priority, Shedder, ShedderConfig, Window
-from daydo_traffic.asgi import TrafficMiddleware
+from daydo_traffic.asgi import VISIT, TrafficMiddleware
 
 CONFIG = LimitsConfig(rules={"ip": Window(limit=2, period_s=60), "open": Concurrent(limit=1)})
 
@@ -149,3 +149,36 @@ def test_limits_without_checks() -> None:
     """Half a configuration is refused when the application is made."""
     with pytest.raises(ValueError, match="together"):
         TrafficMiddleware(hello, limits=Limits(None))
+
+
+async def test_a_live_stream_is_not_work() -> None:
+    """Server-Sent Events wait: they are shed when they come, and then count no more."""
+    inside: list[object] = []
+
+    async def events(scope: Any, receive: Any, send: Any) -> None:
+        inside.append((await shedder.health()).detail["in_flight"])
+        kind = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        inside.append((await shedder.health()).detail["in_flight"])
+        await send({"type": "http.response.body", "body": b""})
+
+    async with Shedder() as shedder:
+        app = TrafficMiddleware(events, shedder=shedder, priority=lambda scope: Priority.CRITICAL)
+        await ask(app, http())
+        assert (await shedder.health()).detail["in_flight"] == 0
+    assert inside == [1, 0]
+
+
+async def test_a_server_that_has_asked_is_not_asked_again() -> None:
+    """Its visit goes on with the request; one that claimed to be more than it is, is asked again as what it is."""
+    config = ShedderConfig(in_flight_begin=0, in_flight_max=2, admit_share=0.001)
+    async with Shedder(config) as shedder:
+        app = TrafficMiddleware(hello, shedder=shedder, priority=lambda scope: Priority.LOW)
+        claims = {Priority.LOW: 200, Priority.HIGH: 503}
+        for claimed, status in claims.items():
+            visit = shedder.admit(claimed if claimed is Priority.HIGH else Priority.CRITICAL)
+            visit.priority = claimed
+            with shedder.admit(Priority.CRITICAL):
+                assert (await ask(app, {**http(), "state": {VISIT: visit}})).status == status
+            visit.leave()
+            assert (await shedder.health()).detail["in_flight"] == 0

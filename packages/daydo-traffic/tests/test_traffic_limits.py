@@ -22,10 +22,12 @@ from daydo_traffic import (
     Paced,
     RateLimited,
     Rule,
+    RuleOfAnotherKind,
     RuleUnknown,
     TooManyAtOnce,
     Window,
 )
+from daydo_traffic.changes import Changes
 from daydo_traffic.limits import _Held
 
 NOBODY = "redis://127.0.0.1:1"
@@ -172,12 +174,36 @@ async def test_spent_units_survive_a_change(redis: Redis, clock: ManualClock) ->
 
 async def test_a_change_that_cannot_be_read_changes_nothing(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """A value of a newer version, or rubbish, leaves the configured rule in force, and is logged once."""
-    config = LimitsConfig(rules=RULES, refresh_s=0.01)
+    config = LimitsConfig(rules=RULES, refresh_s=60)
     async with Limits(redis, config) as limits:
         await redis.call("HSET", "{daydo_limits}:rules", "login", b'{"kind":"future"}', "unheard", b"{}")
-        await asyncio.sleep(0.1)
+        for _ in range(3):
+            await limits._refresh()
         assert limits.rules == RULES
     assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1
+
+
+async def test_a_change_of_another_kind_changes_nothing(redis: Redis) -> None:
+    """A change outlives a deploy that gives its rule an end, or takes it away: then the configured rule holds."""
+    async with Limits(redis, LimitsConfig(rules={"r": Bursty(limit=9, period_s=60), "s": Concurrent(limit=9)})) as old:
+        await old.change("r", Bursty(limit=1, period_s=60))
+        await old.change("s", Concurrent(limit=1))
+    rules: dict[str, Rule] = {"r": Concurrent(limit=2), "s": Window(limit=2, period_s=60)}
+    async with Limits(redis, LimitsConfig(rules=rules)) as limits:
+        assert limits.rules == rules
+        assert [(await limits.decide(Check("s", "k"))).admitted for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_change_beyond_all_numbers_refuses(redis: Redis, shared: bool) -> None:
+    """Who has spent a thousand million is far over a limit of one a year, and is told nothing absurd."""
+    config = LimitsConfig(rules={"r": Bursty(limit=10**9, period_s=1)})
+    async with Limits(redis if shared else None, config, clock=ManualClock()) as limits:
+        await limits.decide(Check("r", "k", cost=10**9))
+        await limits.change("r", Bursty(limit=1, period_s=31_622_400))
+        decision = await limits.decide(Check("r", "k"))
+        assert (decision.admitted, decision.standings[0].remaining) == (False, 0)
+        assert decision.retry_after_s > 31_622_400
 
 
 async def test_a_change_without_redis_is_refused() -> None:
@@ -222,6 +248,34 @@ async def test_leases_end_with_their_block(redis: Redis) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         assert value(limits, "limit_leases_held") == 0
         assert await redis.call("EXISTS", "{daydo_limits}:c:ai:u") == 0
+
+
+async def test_impatience_leaves_no_lease(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that is cancelled, and cancelled again while it gives its lease back, has given it back."""
+    gate, reached, call = asyncio.Event(), asyncio.Event(), redis.call
+
+    async def held_up(*command: str) -> object:
+        reached.set()
+        await gate.wait()
+        return await call(*command)
+
+    async with Limits(redis, LimitsConfig(rules=RULES)) as limits:
+
+        async def work() -> None:
+            async with limits.admit(Check("ai", "u")):
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(work())
+        await eventually(lambda: value(limits, "limit_leases_held") == 1)
+        monkeypatch.setattr(redis, "call", held_up)
+        task.cancel()
+        await reached.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await call("EXISTS", "{daydo_limits}:c:ai:u") == 0
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -372,3 +426,73 @@ async def test_prefixes_keep_services_apart(redis: Redis) -> None:
         with pytest.raises(RateLimited):
             await first.enforce(Check("login", "k"))
         await second.enforce(Check("login", "k"))
+
+
+async def test_a_rule_turned_down_below_a_cost_still_lets_it_in(clock: ManualClock) -> None:
+    """An administrator's smaller limit makes no error of a program's larger cost: it takes all there is."""
+    async with Limits(None, LimitsConfig(rules={"r": Window(limit=10, period_s=60)}), clock=clock) as limits:
+        await limits.change("r", Window(limit=2, period_s=60))
+        assert (await limits.decide(Check("r", "k", cost=5))).admitted
+        assert not (await limits.decide(Check("r", "k"))).admitted
+
+
+async def test_a_rule_keeps_its_end(redis: Redis) -> None:
+    """What is asked without an end cannot become one that needs it, nor the other way round; nothing has changed."""
+    rules: dict[str, Rule] = {"plain": Window(limit=1, period_s=60), "held": Concurrent(limit=1)}
+    async with Limits(redis, LimitsConfig(rules=rules)) as limits:
+        with pytest.raises(RuleOfAnotherKind):
+            await limits.change("plain", Concurrent(limit=9))
+        with pytest.raises(RuleOfAnotherKind):
+            await limits.change("held", Daily(limit=9))
+        assert limits.rules == rules
+
+
+@pytest.mark.parametrize("rule", [Window(limit=1, period_s=60), Bursty(limit=1, period_s=60), Daily(limit=1)])
+async def test_a_forgiven_key_starts_afresh(redis: Redis, rule: Rule) -> None:
+    """It alone, for all processes and this one."""
+    config = LimitsConfig(rules={"r": rule})
+    async with Limits(redis, config) as limits, Limits(redis, config) as elsewhere:
+        for key in ("a", "b", "长" * 99):
+            await limits.enforce(Check("r", key))
+        await elsewhere.forgive("r", "长" * 99, reason="an office")
+        assert [(await limits.decide(Check("r", key))).admitted for key in ("a", "b", "长" * 99)] == [
+            False,
+            False,
+            True,
+        ]
+        with pytest.raises(RuleUnknown):
+            await limits.forgive("nix", "a")
+
+
+async def test_a_change_is_not_undone_by_what_was_read_before_it() -> None:
+    """An answer of Redis that was asked for before our own write is older than it."""
+    changes: Changes[Rule] = Changes(None, "k", Rule, {"r": Window(limit=1, period_s=60)})
+    asked = changes.written
+    await changes.put("r", Window(limit=2, period_s=60))
+    changes.read([], asked)
+    assert changes.current["r"].limit == 2
+    changes.read([], changes.written)
+    assert changes.current["r"].limit == 1
+
+
+async def test_a_request_that_gives_up_leaves_no_lease(redis: Redis) -> None:
+    """Cancelled while Redis answers: the lease that may have been taken is given back, not left for a minute."""
+    async with Limits(redis, LimitsConfig(rules={"r": Concurrent(limit=1)})) as limits:
+
+        async def hold() -> None:
+            async with limits.admit(Check("r", "k")):
+                raise AssertionError("it was cancelled before")
+
+        for _ in range(5):
+            task = asyncio.create_task(hold())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        async def is_free() -> bool:
+            return int(await redis.call("ZCARD", "{daydo_limits}:c:r:k")) == 0
+
+        await eventually(is_free)
+        async with limits.admit(Check("r", "k")):
+            pass

@@ -9,11 +9,12 @@ from typing import Any
 import httpx
 import pytest
 from litestar import Litestar, Request, Router, WebSocket, get, post, websocket
-from litestar.exceptions import WebSocketDisconnect
+from litestar.exceptions import ImproperlyConfiguredException, NotAuthorizedException, WebSocketDisconnect
 from litestar.handlers import BaseRouteHandler
 from litestar.testing import TestClient
 
 from daydo_kernel.litestar import KernelPlugin, refuse_websockets
+from daydo_kernel.testing import RecordedEvents
 from daydo_traffic import (
     Bursty,
     Concurrent,
@@ -23,6 +24,9 @@ from daydo_traffic import (
     Rule,
     Shedder,
     ShedderConfig,
+    Switch,
+    Switches,
+    SwitchesConfig,
     Window,
 )
 from daydo_traffic.litestar import (
@@ -30,8 +34,11 @@ from daydo_traffic.litestar import (
     LimitsPlugin,
     RouteLimit,
     limited,
+    limits_admin_router,
     prioritized,
     route_limits,
+    switched,
+    switches_admin_router,
     unlimited,
 )
 
@@ -53,15 +60,16 @@ def anonymous(connection: Connection) -> str | None:
 
 
 def user(connection: Connection) -> str | None:
-    return connection.scope.get("user")
+    return connection.headers.get("x-user")
 
 
 DEFAULT = (RouteLimit("anonymous", by=anonymous), RouteLimit("user", by=user))
 
 
 async def authenticate(connection: Connection, handler: BaseRouteHandler) -> None:
-    """A guard of the innermost layer, as auth's: it comes before the limits nevertheless."""
-    connection.scope["user"] = connection.headers["x-user"]
+    """A guard, as auth's."""
+    if "x-user" not in connection.headers:
+        raise NotAuthorizedException
 
 
 @get("/open")
@@ -154,11 +162,19 @@ async def test_default_for_every_route(client: httpx.AsyncClient) -> None:
 
 
 async def test_users_are_limited_as_users(client: httpx.AsyncClient) -> None:
-    """Limits come after the guards of all layers: behind one address every user has an allowance of their own."""
+    """Behind one address every user has an allowance of their own, and spends nothing of the address's."""
     for who in ("u_1", "u_2"):
         answers = [await client.get("/mine", headers={"x-user": who}) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert answers[0].headers["ratelimit-policy"] == '"user";q=3;w=60'
+    assert (await client.get("/open")).headers["ratelimit"] == '"anonymous";r=1;t=60'
+
+
+async def test_what_a_guard_refuses_was_counted(client: httpx.AsyncClient) -> None:
+    """Limits come before guards and body: who guesses tokens is slowed down, and is told so in the headers."""
+    answers = [await client.get("/mine") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [401, 401, 429]
+    assert answers[0].headers["ratelimit"] == '"anonymous";r=1;t=60'
 
 
 async def test_own_limits_and_costs(client: httpx.AsyncClient) -> None:
@@ -245,3 +261,139 @@ def test_websockets_are_limited() -> None:
         with client.websocket_connect("/live") as socket, pytest.raises(WebSocketDisconnect) as closed:
             socket.receive()
         assert closed.value.code == 4429
+
+
+async def test_a_granted_preflight_spends_nothing() -> None:
+    """A browser asks it on its own before what it was told to; one refused counts, and so does any other OPTIONS."""
+    limits = Limits(None, LimitsConfig(rules=RULES))
+    app = Litestar([open_to_all], plugins=[KernelPlugin(), LimitsPlugin(limits, DEFAULT)], openapi_config=None)
+
+    async def shield(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "OPTIONS":
+            await app(scope, receive, send)
+            return
+        status = 204 if (b"origin", b"https://ours.example.cn") in scope["headers"] else 403
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    asks = {"Access-Control-Request-Method": "POST"}
+    ours, theirs = {"Origin": "https://ours.example.cn", **asks}, {"Origin": "https://theirs.example.cn", **asks}
+    async with (
+        app.lifespan(),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(limits_plugin(app).wrap(shield)), base_url="http://t"
+        ) as client,
+    ):
+        answers = [await client.options("/open", headers=ours) for _ in range(4)]
+        assert {answer.status_code for answer in answers} == {204}
+        answers = [await client.options("/open", headers=theirs) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [403, 403, 429]
+        assert (await client.options("/open", headers={"Origin": "https://ours.example.cn"})).status_code == 429
+
+
+async def test_what_no_route_answers_is_limited() -> None:
+    """Unknown paths and wrong methods have the default, with its headers; beyond it 429, and 4429 for a socket."""
+    limits = Limits(None, LimitsConfig(rules=RULES))
+    app = make(limits=limits)
+    wrapped: Any = limits_plugin(app).wrap(refuse_websockets(app))
+    async with (
+        limits,
+        httpx.AsyncClient(transport=httpx.ASGITransport(wrapped), base_url="http://t") as client,
+    ):
+        answers = [await client.get("/nowhere"), await client.delete("/open"), await client.get("/nowhere")]
+        assert [answer.status_code for answer in answers] == [404, 405, 429]
+        assert answers[0].headers["ratelimit"] == '"anonymous";r=1;t=60'
+        assert answers[2].headers["retry-after"] == "60"
+        assert (await client.get("/free")).status_code == 200
+        sent: list[Any] = []
+        scope = {"type": "websocket", "path": "/nowhere", "headers": [(b"x-client", b"1.2.3.4")], "query_string": b""}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            return {"type": "websocket.connect"}
+
+        await wrapped(scope, receive, send)
+        assert [(message["type"], message.get("code")) for message in sent] == [
+            ("websocket.accept", None),
+            ("websocket.close", 4429),
+        ]
+
+
+def limits_plugin(app: Litestar) -> LimitsPlugin:
+    return next(plugin for plugin in app.plugins if isinstance(plugin, LimitsPlugin))
+
+
+async def staff_only(connection: Connection, handler: BaseRouteHandler) -> None:
+    if user(connection) != "staff":
+        raise NotAuthorizedException
+
+
+async def test_everything_changes_at_run_time() -> None:
+    """Rules and switches, by whom the guard lets in, each change told with who and why; nonsense is refused."""
+    heard = RecordedEvents()
+    limits = Limits(None, LimitsConfig(rules=RULES), events=heard)
+    switches = Switches(None, SwitchesConfig(switches={"shop": Switch()}), events=heard)
+
+    @get("/shop", opt=switched("shop"))
+    async def shop() -> str:
+        return "open"
+
+    def actor(connection: Connection) -> str:
+        return user(connection) or ""
+
+    app = Litestar(
+        [
+            shop,
+            login,
+            limits_admin_router(limits, actor, guards=[staff_only]),
+            switches_admin_router(switches, actor, guards=[staff_only]),
+        ],
+        plugins=[KernelPlugin(), LimitsPlugin(limits, switches=switches)],
+    )
+    transport = httpx.ASGITransport(app)
+    async with limits, switches, httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        assert (await client.get("/limits")).status_code == 401
+        client.headers["x-user"] = "staff"
+        changed = {"rule": {"kind": "window", "limit": 2, "period_s": 60}, "reason": "a fair"}
+        assert (await client.put("/limits/login", json=changed)).json()["data"]["rule"]["limit"] == 2
+        assert [(await client.post("/login")).status_code for _ in range(3)] == [201, 201, 429]
+        forgiven = {"key": "1.2.3.4", "reason": "an office"}
+        assert (await client.post("/limits/login/forgiven", json=forgiven)).status_code == 200
+        assert (await client.post("/login")).status_code == 201
+        assert (await client.delete("/limits/login", params={"reason": "over"})).json()["data"]["changed"] is False
+        assert (await client.delete("/limits/login")).status_code == 400
+        held = {"rule": {"kind": "concurrent", "limit": 2}, "reason": "no"}
+        assert (await client.put("/limits/login", json=held)).json()["error"] == "traffic.rule_of_another_kind"
+        assert (await client.put("/limits/nix", json=changed)).json()["error"] == "traffic.rule_unknown"
+
+        off = {"switch": {"mode": "off", "answer_en": "Back at noon."}, "reason": "stock-taking"}
+        assert (await client.put("/switches/shop", json=off)).json()["data"]["mode"] == "off"
+        refused = await client.get("/shop", headers={"accept-language": "en"})
+        assert (refused.status_code, refused.json()["message"]) == (503, "Back at noon.")
+        assert [item["mode"] for item in (await client.get("/switches")).json()["data"]["items"]] == ["off"]
+        assert (await client.delete("/switches/shop", params={"reason": "done"})).json()["data"]["mode"] == "on"
+        assert (await client.get("/shop")).status_code == 200
+    assert [(event.name, event.subject, event.data["reason"]) for event in heard.events] == [
+        ("traffic.rule_changed", "staff", "a fair"),
+        ("traffic.key_forgiven", "staff", "an office"),
+        ("traffic.rule_restored", "staff", "over"),
+        ("traffic.switch_changed", "staff", "stock-taking"),
+        ("traffic.switch_restored", "staff", "done"),
+    ]
+
+
+def test_what_nobody_guards_is_not_made() -> None:
+    """An admin router without a guard, and a route with a switch that does not exist."""
+    with pytest.raises(ImproperlyConfiguredException, match="needs a guard"):
+        limits_admin_router(Limits(None), address, guards=[])
+    with pytest.raises(ImproperlyConfiguredException, match="needs a guard"):
+        switches_admin_router(Switches(None), address, guards=[])
+
+    @get("/shop", opt=switched("shop"))
+    async def shop() -> str:
+        return "open"
+
+    with pytest.raises(ValueError, match=r"no switch \['shop'\]"):
+        Litestar([shop], plugins=[LimitsPlugin(Limits(None))])

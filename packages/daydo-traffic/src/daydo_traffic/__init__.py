@@ -11,6 +11,7 @@ from .errors import (
     LimitExceeded,
     Overloaded,
     RateLimited,
+    RuleOfAnotherKind,
     RuleUnknown,
     SwitchUnknown,
     TooManyAtOnce,
@@ -21,7 +22,7 @@ from .limits import Limits, LimitsConfig
 from .policy import Fallback, Policy, Timeout, chain
 from .retry import Retry, RetryConfig
 from .rules import Bursty, Concurrent, Daily, Paced, Rule, Window
-from .shedder import Priority, Shedder, ShedderConfig
+from .shedder import Priority, Shedder, ShedderConfig, Visit
 from .switches import Switch, Switches, SwitchesConfig
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Retry",
     "RetryConfig",
     "Rule",
+    "RuleOfAnotherKind",
     "RuleUnknown",
     "Shedder",
     "ShedderConfig",
@@ -64,6 +66,7 @@ __all__ = [
     "Timeout",
     "TooManyAtOnce",
     "TrafficError",
+    "Visit",
     "Window",
     "chain",
 ]

@@ -2,28 +2,33 @@
 
 ``TrafficMiddleware(app, limits=limits, checks=checks, shedder=shedder)``, or in Starlette and FastAPI
 ``app.add_middleware(TrafficMiddleware, limits=…)``. It stands outside of the application, so also answers for paths
-that do not exist. Who is asking only you know: ``checks`` is given the ASGI scope and says what to ask of which key;
-behind a proxy take the client's address from the header that your proxy sets, and only from that one.
+that do not exist. Who is asking only you know: ``checks`` is given the ASGI scope and says what to ask of which key.
+For the client's address there is ``daydo_kernel.addresses``, which knows what a proxy may say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from daydo_kernel import DaydoError, Rendered, negotiate_locale, render
 
 from .decision import Check, Decision
-from .errors import LimitExceeded, Overloaded
+from .errors import FeatureOff, LimitExceeded, Overloaded
 from .limits import Limits
-from .shedder import Priority, Shedder
+from .shedder import Priority, Shedder, Visit
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Scope = Mapping[str, Any]
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
+Admit = Callable[[AsyncExitStack], Awaitable[Decision | None]]
+"""Asks the limits; what it enters lasts as long as the request. Raises what :func:`refuse` answers."""
 
+VISIT = "daydo_visit"  # in scope["state"]: the Visit of a request that the server has asked the shedder for
+_EVENTS = b"text/event-stream"
 CLOSE_BASE = 4_000  # a refused WebSocket is closed with this + the HTTP status, as everywhere in daydo
 
 
@@ -32,7 +37,8 @@ class TrafficMiddleware:
 
     A refusal is answered here (429, 503; a WebSocket is accepted and closed with 4429, 4503), every other HTTP answer
     gets the ``RateLimit`` headers added. :class:`Concurrent` rules hold their lease until the answer is sent or the
-    socket closed. WebSockets are shed when they come, and not counted as in flight.
+    socket closed. WebSockets and Server-Sent Events are shed when they come; while they are open they do not count as
+    in flight, for they wait.
     """
 
     def __init__(
@@ -56,54 +62,60 @@ class TrafficMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        priority = Priority.NORMAL if self._priority is None else self._priority(scope)
+        await through(
+            self._app, scope, receive, send, admit=partial(self._admit, scope), shedder=self._shedder, priority=priority
+        )
+
+    async def _admit(self, scope: Scope, stack: AsyncExitStack) -> Decision | None:
+        if self._limits is None or self._checks is None:
+            return None
+        return await stack.enter_async_context(self._limits.admit(*self._checks(scope)))
+
+
+async def through(
+    app: App, scope: Any, receive: Any, send: Send, *, admit: Admit, shedder: Shedder | None, priority: Priority
+) -> None:
+    """Pass a request on to ``app``, or answer for it: the way through both edges."""
+    async with AsyncExitStack() as stack:
+        visit = None
         try:
-            async with AsyncExitStack() as stack:
-                decision = await self._let_in(scope, stack)
-                await self._app(scope, receive, with_headers(send, lambda: decision))
-        except _Refused as refused:
-            await _answer(refused, scope, send)
-
-    async def _let_in(self, scope: Scope, stack: AsyncExitStack) -> Decision | None:
-        try:
-            if self._shedder is not None:
-                priority = self._priority(scope) if self._priority is not None else Priority.NORMAL
-                enter(self._shedder, priority, scope, stack)
-            if self._limits is None or self._checks is None:
-                return None
-            return await stack.enter_async_context(self._limits.admit(*self._checks(scope)))
-        except (Overloaded, LimitExceeded) as error:
-            raise _Refused(error) from error
+            if shedder is not None:
+                visit = _enter(shedder, priority, scope)
+                stack.callback(visit.leave)
+            decision = await admit(stack)
+        except (Overloaded, LimitExceeded, FeatureOff) as error:
+            await refuse(error, scope, send)
+            return
+        await app(scope, receive, with_headers(send, decision, visit))
 
 
-class _Refused(Exception):
-    """We refused; not to be mixed up with the same error from inside the application."""
-
-    def __init__(self, error: DaydoError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def enter(shedder: Shedder, priority: Priority, scope: Scope, stack: AsyncExitStack) -> None:
-    """Pass the shedder: for an HTTP request until ``stack`` ends, for a WebSocket at its beginning only.
-
-    Raises:
-        Overloaded: not now.
-    """
-    if scope["type"] == "http":
-        stack.enter_context(shedder.admit(priority))
-    else:
-        with shedder.admit(priority):
-            pass
+def _enter(shedder: Shedder, priority: Priority, scope: Scope) -> Visit:
+    """Pass the shedder, or go on with the visit of a server that has asked it already. Raises Overloaded."""
+    begun: Visit | None = scope.get("state", {}).get(VISIT)
+    if begun is not None and begun.priority <= priority:
+        return begun.hand_over()
+    if begun is not None:  # it claimed to be more than it is
+        begun.leave()
+    visit = shedder.admit(priority)
+    if scope["type"] == "websocket":
+        visit.leave()  # it waits from now on
+    return visit
 
 
-def with_headers(send: Send, decision: Callable[[], Decision | None]) -> Send:
-    """``send``, adding the headers of the decision there is when the answer begins."""
+def with_headers(send: Send, decision: Decision | None, visit: Visit | None = None) -> Send:
+    """``send``, adding the headers of ``decision`` when the answer begins; a live stream leaves the shedder then."""
+    headers = decision.headers() if decision is not None else {}
+    if not headers and visit is None:
+        return send
 
     def sending(message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.start" and (known := decision()) is not None:
-            added = [(name.encode(), value.encode()) for name, value in known.headers().items()]
-            present = {name.lower() for name, _ in message.get("headers", ())}
+        if message["type"] == "http.response.start":
+            present = {name.lower(): value for name, value in message.get("headers", ())}
+            if visit is not None and present.get(b"content-type", b"").startswith(_EVENTS):
+                visit.leave()
             # RateLimit is a list, which may come in several lines; there is one Retry-After, the answer's own.
+            added = [(name.encode(), value.encode()) for name, value in headers.items()]
             added = [pair for pair in added if pair[0] != b"retry-after" or b"retry-after" not in present]
             message = {**message, "headers": [*message.get("headers", ()), *added]}
         return send(message)
@@ -111,8 +123,8 @@ def with_headers(send: Send, decision: Callable[[], Decision | None]) -> Send:
     return sending
 
 
-async def _answer(refused: _Refused, scope: Scope, send: Send) -> None:
-    error = refused.error
+async def refuse(error: DaydoError, scope: Scope, send: Send) -> None:
+    """Answer for the application."""
     if scope["type"] == "websocket":
         # A browser learns a close code only from an open socket.
         await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
@@ -123,7 +135,7 @@ async def _answer(refused: _Refused, scope: Scope, send: Send) -> None:
     headers.append((b"content-length", str(len(rendered.body)).encode()))
     body = b"" if scope["method"] == "HEAD" else rendered.body
     decision = error.decision if isinstance(error, LimitExceeded) else None
-    answer = with_headers(send, lambda: decision)
+    answer = with_headers(send, decision)
     await answer({"type": "http.response.start", "status": rendered.status, "headers": headers})
     await answer({"type": "http.response.body", "body": body})
 

@@ -55,6 +55,18 @@ class RuleUnknown(
     rule: str
 
 
+class RuleOfAnotherKind(
+    TrafficError,
+    code=42245,
+    name="traffic.rule_of_another_kind",
+    zh="规则 {rule} 的类型不能这样更换：并发规则（concurrent）与其他规则不能互换。",
+    en="The rule {rule} cannot become one of that kind: concurrent rules have an end, the others have not.",
+):
+    """Where a rule is asked, its end is known or it is not; changing the rule does not change that."""
+
+    rule: str
+
+
 class SwitchUnknown(
     TrafficError,
     code=40446,

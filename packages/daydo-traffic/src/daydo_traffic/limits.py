@@ -14,13 +14,26 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from daydo_kernel import Clock, Config, Counter, Event, EventSink, Health, Metrics, NoEvents, Part, SystemClock, new_id
+from daydo_kernel import (
+    Clock,
+    Config,
+    Counter,
+    Event,
+    EventSink,
+    Health,
+    Metrics,
+    NoEvents,
+    Part,
+    SystemClock,
+    new_id,
+    to_the_end,
+)
 from daydo_redis import Redis, RedisError
 
 from . import lua
 from .changes import Changes
 from .decision import Check, Decision, Standing
-from .errors import LimitExceeded, RateLimited, RuleUnknown, TooManyAtOnce
+from .errors import LimitExceeded, RateLimited, RuleOfAnotherKind, RuleUnknown, TooManyAtOnce
 from .memory import Memory
 from .planner import Leases, Verdict, plan
 from .rules import US, Concurrent, Rule
@@ -104,8 +117,8 @@ class Limits(Part):
     knows nothing of what the shares let in meanwhile, nor they of what was spent before: around each change a key can
     get at most one further allowance.
 
-    ``clock`` replaces the clock of Redis, in tests. ``events``: ``traffic.rule_changed``, ``traffic.limits_local``
-    (from now on by shares), ``traffic.limits_shared``.
+    ``clock`` replaces the clock of Redis, in tests. ``events``: ``traffic.rule_changed``, ``traffic.rule_restored``,
+    ``traffic.key_forgiven``, ``traffic.limits_local`` (from now on by shares), ``traffic.limits_shared``.
     """
 
     def __init__(
@@ -122,7 +135,7 @@ class Limits(Part):
         self._passed_clock = clock
         self._clock = clock if clock is not None else SystemClock()
         self._events: EventSink = events if events is not None else NoEvents()
-        self._changes: Changes[Rule] = Changes(redis, f"{config.key_prefix}:rules", Rule, config.rules)
+        self._changes: Changes[Rule] = Changes(redis, f"{config.key_prefix}:rules", Rule, config.rules, _same_end)
         self._memory = Memory(config.local_keys_max)
         self._held: dict[str, _Held] = {}
         self._id = new_id("limits")
@@ -191,7 +204,12 @@ class Limits(Part):
         asked = self._asked(checks)
         leased = [one for one in asked if one[0].needs_end]
         lease = new_id("lease") if leased else ""
-        decision = await self._decide(asked, lease)
+        try:
+            decision = await self._decide(asked, lease)
+        except asyncio.CancelledError:
+            if leased:  # the answer may have been on its way: nobody else knows of this lease
+                self._spawn(self._release_in_redis([key for _, key, _ in leased], lease), "release")
+            raise
         if not leased or not decision.admitted:
             await _go_on(decision)
             yield decision
@@ -203,7 +221,7 @@ class Limits(Part):
         finally:
             held = self._held.pop(lease)
             self._given_back.set()
-            await self._release(held)
+            await to_the_end(self._release(held))
 
     def _asked(self, checks: Sequence[Check]) -> list[Asked]:
         self._require_started()
@@ -213,13 +231,18 @@ class Limits(Part):
             ruled = table.get(check.rule)
             if ruled is None:
                 raise RuleUnknown(rule=check.rule)
-            if not 1 <= check.cost <= ruled.plan.cost_max:
-                raise ValueError(f"{check.rule} takes a cost of 1 to {ruled.plan.cost_max}, not {check.cost}")
-            key = check.key if len(check.key) <= KEY_CHARS_MAX and check.key.isascii() else _digest(check.key)
-            asked.append((ruled, ruled.prefix + key, check.cost))
+            cost = check.cost if check.cost == 1 else self._cost(ruled, check.cost)
+            asked.append((ruled, ruled.prefix + _short(check.key), cost))
         if len(asked) > 1 and len({key for _, key, _ in asked}) < len(asked):
             raise ValueError("a rule is asked twice for the same key; ask once, with the sum as its cost")
         return asked
+
+    def _cost(self, ruled: _Ruled, cost: int) -> int:
+        """``cost``, or all there is, where a rule was turned down below it at run time: the program is not wrong."""
+        configured = plan(self.config.rules[ruled.name]).cost_max
+        if not 1 <= cost <= configured:
+            raise ValueError(f"{ruled.name} takes a cost of 1 to {configured}, not {cost}")
+        return min(cost, ruled.plan.cost_max)
 
     def _table(self, share: int) -> dict[str, _Ruled]:
         """The rules of this moment, for one of ``share`` processes."""
@@ -295,14 +318,20 @@ class Limits(Part):
         self._held[lease] = _Held(lease, [key for _, key, _ in leased], lengths_us, in_redis, renew_at_us)
 
     async def _release(self, held: _Held) -> None:
+        if held.in_redis:
+            await self._release_in_redis(held.keys, held.lease)
+            return
         for key in held.keys:
-            if not held.in_redis:
-                self._memory.release(key, held.lease)
-            elif self._redis is not None:
-                try:
-                    await self._redis.call("ZREM", key, held.lease)
-                except RedisError as error:
-                    log.info("a lease is left to run out: %s", error)
+            self._memory.release(key, held.lease)
+
+    async def _release_in_redis(self, keys: Sequence[str], lease: str) -> None:
+        if self._redis is None:
+            return
+        for key in keys:
+            try:
+                await self._redis.call("ZREM", key, lease)
+            except RedisError as error:
+                log.info("a lease is left to run out: %s", error)
 
     async def _renew(self) -> None:
         now_us = self._clock.now_us()
@@ -323,32 +352,54 @@ class Limits(Part):
         """What holds now, by name: the configuration, and over it what was changed."""
         return dict(self._changes.current)
 
-    async def change(self, name: str, rule: Rule, *, reason: str = "") -> None:
+    async def change(self, name: str, rule: Rule, *, by: str = "", reason: str = "") -> None:
         """Replace a rule in all processes: in this one at once, elsewhere within ``refresh_s``.
 
         What keys have spent so far goes on to count, unless the rule becomes one of another kind. Without Redis only
-        this process changes. Redis away: raises its error, and nothing has changed.
+        this process changes. Redis away: raises its error, and nothing has changed. ``by`` is the subject of the event.
+
+        Raises:
+            RuleUnknown: the configuration does not name the rule.
+            RuleOfAnotherKind: :class:`Concurrent` for one that is not, or the other way round.
+        """
+        self._require_started()
+        configured = self._configured(name)
+        if not self._changes.fits(configured, rule):
+            raise RuleOfAnotherKind(rule=name)
+        await self._changes.put(name, rule)
+        data = {"rule": name, "to": msgspec.to_builtins(rule), "reason": reason}
+        await self._events.emit(Event(name="traffic.rule_changed", subject=by, data=data))
+
+    async def restore(self, name: str, *, by: str = "", reason: str = "") -> None:
+        """Back to the rule of the configuration, as :meth:`change`."""
+        self._require_started()
+        self._configured(name)
+        await self._changes.remove(name)
+        await self._events.emit(Event(name="traffic.rule_restored", subject=by, data={"rule": name, "reason": reason}))
+
+    async def forgive(self, name: str, key: str, *, by: str = "", reason: str = "") -> None:
+        """Forget what ``key`` has spent of a rule: somebody was locked out by mistake.
+
+        In Redis, and in this process; what others have counted by their shares while Redis was away they keep.
+        Redis away: raises its error, and nothing is forgotten.
 
         Raises:
             RuleUnknown: the configuration does not name the rule.
         """
         self._require_started()
-        self._require_rule(name)
-        await self._changes.put(name, rule)
-        await self._events.emit(
-            Event(name="traffic.rule_changed", data={"rule": name, "to": msgspec.to_builtins(rule), "reason": reason})
-        )
+        self._configured(name)
+        full = self._table(1)[name].prefix + _short(key)
+        if self._redis is not None:
+            await self._redis.call("DEL", full)
+        self._memory.forget(full)
+        data = {"rule": name, "key": key, "reason": reason}
+        await self._events.emit(Event(name="traffic.key_forgiven", subject=by, data=data))
 
-    async def restore(self, name: str, *, reason: str = "") -> None:
-        """Back to the rule of the configuration, as :meth:`change`."""
-        self._require_started()
-        self._require_rule(name)
-        await self._changes.remove(name)
-        await self._events.emit(Event(name="traffic.rule_restored", data={"rule": name, "reason": reason}))
-
-    def _require_rule(self, name: str) -> None:
-        if name not in self.config.rules:
+    def _configured(self, name: str) -> Rule:
+        rule = self.config.rules.get(name)
+        if rule is None:
             raise RuleUnknown(rule=name)
+        return rule
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -377,13 +428,14 @@ class Limits(Part):
         """Say that this process lives, count the others, and take over what was changed."""
         living_us = round(max(LIVING_S, 3 * self.config.refresh_s) * US)
         keys = [f"{self.config.key_prefix}:processes", self._changes.key]
+        written = self._changes.written
         try:
             processes, fields = await self._refresh_script(keys=keys, args=[self._now_word(), self._id, living_us])
         except RedisError as error:
             self._lose(error)
             return
         self._processes = self.config.processes or max(1, processes)
-        self._changes.read(fields)
+        self._changes.read(fields, written)
         if not self._shared:
             self._regain()
 
@@ -398,6 +450,11 @@ class Limits(Part):
                 await self._redis.call("ZREM", f"{self.config.key_prefix}:processes", self._id)
             except RedisError as error:
                 log.info("this process counts for some seconds more: %s", error)
+
+
+def _same_end(configured: Rule, changed: Rule) -> bool:
+    """Where a rule is asked, its end is known or it is not."""
+    return isinstance(configured, Concurrent) == isinstance(changed, Concurrent)
 
 
 async def _go_on(decision: Decision) -> None:
@@ -441,6 +498,8 @@ def _decision(asked: list[Asked], admitted: bool, verdicts: list[Verdict], *, sh
     return Decision(admitted, tuple(standings), policies, retry_us / US, wait_us / US, shared)
 
 
-def _digest(key: str) -> str:
-    # A key is whatever a client sends: in Redis it must not be as long as the client likes, and be text at all.
+def _short(key: str) -> str:
+    """``key``, or its digest: it is whatever a client sends, and in Redis must not be as long as the client likes."""
+    if len(key) <= KEY_CHARS_MAX and key.isascii():
+        return key
     return "#" + hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -33,7 +33,7 @@ function judge.g(key, check)
   if state then
     local old, instant, old_unit = string.match(state, '(%d+):(%d+):(%d+)')
     level, instant, old_unit = tonumber(old), tonumber(instant), tonumber(old_unit)
-    if old_unit ~= unit then level = math.ceil(level / old_unit * unit) end
+    if old_unit ~= unit then level = math.ceil(math.min(level / old_unit * unit, 2^53)) end
     if now > instant then level = math.max(0, level - (now - instant) * drain) end
   end
   return level <= room, level, 0

@@ -59,6 +59,10 @@ class Memory:
         while len(self._states) > self._keys_max:
             del self._states[next(iter(self._states))]
 
+    def forget(self, key: str) -> None:
+        """Let ``key`` start afresh."""
+        self._states.pop(key, None)
+
     def renew(self, key: str, lease: str, end_us: int) -> None:
         """Prolong a lease that is still there."""
         leases = self._states.get(key)

@@ -34,8 +34,9 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from .rules import US, Bursty, Concurrent, Daily, Paced, Rule, Window, drip
+from .rules import EXACT_MAX, US, Bursty, Concurrent, Daily, Paced, Rule, Window, drip
 
+LEVEL_MAX = 2 * EXACT_MAX
 AGAIN_US = US  # when to ask again for a lease: nobody knows when one is given back
 
 Words = tuple[str | int, ...]
@@ -234,8 +235,9 @@ def plan(rule: Rule, share: int = 1) -> Plan:
 
 
 def converted(level: int, unit: int, new_unit: int) -> int:
-    """A level under a rule that has changed: as many units as before, rounded up. In doubles, as Lua does it."""
-    return math.ceil(level / unit * new_unit)
+    """A level under a rule that has changed: as many units as before, rounded up, or more than any rule has room for.
+    In doubles, as Lua does it."""
+    return math.ceil(min(level / unit * new_unit, LEVEL_MAX))
 
 
 def midnights(zone: str, now_us: int) -> tuple[int, int, int, int]:

@@ -8,7 +8,8 @@ when their answer comes. Two things say that it is so far: **lag**, how late the
 Pressure closes the doors one after the other, the first third that of LOW, the second that of NORMAL, the last that of
 HIGH; within its third a door closes steadily, so that load and lag find a balance. CRITICAL is never
 refused, and of the others at least ``admit_share`` is always let in: a shedder that lets nobody in never learns that
-things are better. Shares are kept by counting, not by chance.
+things are better. But a tenth of fifty times the load is still five times the load: once ``in_flight_max`` are under
+way, the share is one of those that leave, not of those that come. Shares are kept by counting, not by chance.
 
 Lag is measured by a timer: by how much it was late, smoothed so that one pause of the loop does not close a door; a
 measurement counts the more the more time it covers. While the timer is overdue, what it is overdue by is the least
@@ -21,7 +22,7 @@ import asyncio
 import time
 from enum import IntEnum
 from types import TracebackType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from msgspec import Meta
 
@@ -30,6 +31,7 @@ from daydo_kernel import Clock, Config, EventSink, Health, Metrics, Part
 from .errors import Overloaded
 
 MEASUREMENT_MAX = 0.5  # of the smoothed lag, however long it took
+ROUNDING = 1e-9  # ten tenths are a little less than one
 
 
 class Priority(IntEnum):
@@ -47,7 +49,7 @@ class ShedderConfig(Config, frozen=True, kw_only=True):
     Attributes:
         lag_begin_s, lag_max_s: lag of the event loop at which it begins, and at which all doors are closed.
         in_flight_begin, in_flight_max: the same for requests under way.
-        admit_share: of each priority, let in however bad it is.
+        admit_share: of each priority, let in however late the loop is; at ``in_flight_max``, for each that leaves.
         probe_s: how often lag is measured.
         smooth_s: over how long lag is smoothed.
         retry_after_s: what refused clients are told.
@@ -70,22 +72,36 @@ class ShedderConfig(Config, frozen=True, kw_only=True):
             raise ValueError("ShedderConfig: lag_begin_s < lag_max_s and in_flight_begin < in_flight_max")
 
 
-class _Admission:
-    """Made by :meth:`Shedder.admit`."""
+class Visit:
+    """One request that was let in and counts as under way until it leaves, which it does once."""
 
-    __slots__ = ("_priority", "_shedder")
+    __slots__ = ("_inside", "_shedder", "priority")
 
     def __init__(self, shedder: Shedder, priority: Priority) -> None:
         self._shedder = shedder
-        self._priority = priority
+        self._inside = True
+        self.priority = priority
 
-    def __enter__(self) -> None:
-        self._shedder.enter(self._priority)
+    def leave(self) -> None:
+        """End it; a second time does nothing."""
+        if self._inside:
+            self._inside = False
+            self._shedder.leave()
+
+    def hand_over(self) -> Visit:
+        """The same request for whoever goes on with it: leaving this one does nothing any more."""
+        if not self._inside:
+            self._shedder.enter(Priority.CRITICAL)
+        self._inside = False
+        return Visit(self._shedder, self.priority)
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._shedder.leave()
+        self.leave()
 
 
 class Shedder(Part):
@@ -108,6 +124,7 @@ class Shedder(Part):
         self._lag_s = 0.0
         self._in_flight = 0
         self._credit = [0.0] * len(Priority)
+        self._vacancies = 0.0  # left while in_flight_max are under way
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = float("inf")
         self._declare_metrics()
@@ -135,16 +152,17 @@ class Shedder(Part):
         crowd = (self._in_flight - config.in_flight_begin) / (config.in_flight_max - config.in_flight_begin)
         return min(max(lag, crowd, 0.0), 1.0)
 
-    def admit(self, priority: Priority = Priority.NORMAL) -> _Admission:
-        """A ``with`` block that counts as one request under way.
+    def admit(self, priority: Priority = Priority.NORMAL) -> Visit:
+        """A ``with`` block, or whatever ends with ``leave()``, that counts as one request under way.
 
         Raises:
-            Overloaded: on entering it; the block does not run.
+            Overloaded: it is not let in.
         """
-        return _Admission(self, priority)
+        self.enter(priority)
+        return Visit(self, priority)
 
     def enter(self, priority: Priority = Priority.NORMAL) -> None:
-        """Begin a request; :meth:`leave` ends it. For edges where a ``with`` does not fit.
+        """Begin a request; :meth:`leave` ends it. For where an object a request is too much.
 
         Raises:
             Overloaded: and then there is nothing to leave.
@@ -159,9 +177,13 @@ class Shedder(Part):
 
     def leave(self) -> None:
         """End a request that :meth:`enter` let in."""
+        if self._in_flight >= self.config.in_flight_max:
+            self._vacancies = min(self._vacancies + self.config.admit_share, 1.0)
         self._in_flight -= 1
 
     def _lets_in(self, priority: Priority, pressure: float) -> bool:
+        if self._in_flight >= self.config.in_flight_max:
+            return self._takes_vacancy()
         closed = min(max(pressure * 3 - priority, 0.0), 1.0)
         credit = self._credit[priority] + max(1.0 - closed, self.config.admit_share)
         if credit >= 1.0:
@@ -169,6 +191,12 @@ class Shedder(Part):
             return True
         self._credit[priority] = credit
         return False
+
+    def _takes_vacancy(self) -> bool:
+        if self._vacancies < 1.0 - ROUNDING:
+            return False
+        self._vacancies = 0.0
+        return True
 
     async def health(self) -> Health:
         """``degraded`` while anybody is refused."""

@@ -129,10 +129,10 @@ class Switches(Part):
         """As set, by name; what they follow is not in here."""
         return dict(self._changes.current)
 
-    async def change(self, name: str, switch: Switch, *, reason: str = "") -> None:
+    async def change(self, name: str, switch: Switch, *, by: str = "", reason: str = "") -> None:
         """Set it in all processes: in this one at once, elsewhere within ``refresh_s``.
 
-        Redis away: raises its error, and nothing has changed.
+        Redis away: raises its error, and nothing has changed. ``by`` is the subject of the event.
 
         Raises:
             SwitchUnknown: the configuration does not name it.
@@ -141,14 +141,16 @@ class Switches(Part):
         self._require_switch(name)
         await self._changes.put(name, switch)
         data = {"switch": name, "to": msgspec.to_builtins(switch), "reason": reason}
-        await self._events.emit(Event(name="traffic.switch_changed", data=data))
+        await self._events.emit(Event(name="traffic.switch_changed", subject=by, data=data))
 
-    async def restore(self, name: str, *, reason: str = "") -> None:
+    async def restore(self, name: str, *, by: str = "", reason: str = "") -> None:
         """Back to the configuration, as :meth:`change`."""
         self._require_started()
         self._require_switch(name)
         await self._changes.remove(name)
-        await self._events.emit(Event(name="traffic.switch_restored", data={"switch": name, "reason": reason}))
+        await self._events.emit(
+            Event(name="traffic.switch_restored", subject=by, data={"switch": name, "reason": reason})
+        )
 
     def _require_switch(self, name: str) -> None:
         if name not in self.config.switches:
@@ -173,6 +175,7 @@ class Switches(Part):
     async def _refresh(self) -> None:
         if self._redis is None:
             return
+        written = self._changes.written
         try:
             fields = await self._redis.call("HGETALL", self._changes.key)
         except RedisError:
@@ -181,4 +184,4 @@ class Switches(Part):
         self._stale = False
         # A client of the caller's that speaks RESP3 answers with a dict.
         flat = [word for pair in fields.items() for word in pair] if isinstance(fields, dict) else fields
-        self._changes.read(flat)
+        self._changes.read(flat, written)
