@@ -7,7 +7,7 @@ import json
 import sys
 from importlib import import_module
 
-NAMES = ("cache", "db", "quota", "redis", "traffic")
+NAMES = ("auth", "cache", "db", "quota", "redis", "traffic")
 
 
 def main() -> int:

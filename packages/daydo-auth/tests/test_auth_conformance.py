@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,23 @@ from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis
 
 
-class TestEveryDatabase(AuthConformance):
+class TestCountedInTheDatabase(AuthConformance):
+    """Every database, session_store="sql"."""
+
     @pytest.fixture
     async def auth(
-        self, db: Database, memory: Redis, clock: ManualClock, events: RecordedEvents, configure: object
+        self, db: Database, memory: Redis, clock: ManualClock, events: RecordedEvents, configure: Any
     ) -> AsyncIterator[Auth]:
-        async with Auth(db, memory, configure(), clock=clock, events=events) as auth:  # type: ignore[operator]
+        async with Auth(db, memory, configure(session_store="sql"), clock=clock, events=events) as auth:
+            yield auth
+
+
+class TestCountedInRedis(AuthConformance):
+    """Every kind of Redis; the rows are read and written as above."""
+
+    @pytest.fixture
+    async def auth(
+        self, sqlite: Database, redis_url: str, clock: ManualClock, events: RecordedEvents, configure: Any
+    ) -> AsyncIterator[Auth]:
+        async with Redis(redis_url) as redis, Auth(sqlite, redis, configure(), clock=clock, events=events) as auth:
             yield auth

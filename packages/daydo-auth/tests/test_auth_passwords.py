@@ -19,7 +19,8 @@ from daydo_auth import (
     WrongCredentials,
 )
 from daydo_auth.hashing import HashingPool
-from daydo_auth.passwords import Hasher, normalize_login, weaknesses
+from daydo_auth.logins import normalize_login
+from daydo_auth.passwords import Hasher, weaknesses
 from daydo_kernel import Metrics, render
 
 PEPPER = "test-pepper-0123456789-abcdefghijkl"

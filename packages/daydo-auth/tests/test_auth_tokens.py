@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import base64
+import hmac
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from daydo_auth import (
@@ -13,11 +16,11 @@ from daydo_auth import (
     AuthError,
     Forbidden,
     Password,
-    Principal,
     TokenExpired,
     TokenInvalid,
     TokenMissing,
 )
+from daydo_auth.rotation import Mac, Session
 from daydo_auth.testing import TokenForge
 from daydo_auth.tokens import AccessTokens
 from daydo_kernel import NotStarted
@@ -26,6 +29,14 @@ from daydo_kernel.testing import ManualClock
 GOOD = "Correct-Horse-7"
 KEY = "test-key-0123456789-abcdefghijklmnop"
 PEPPER = "test-pepper-0123456789-abcdefghijkl"
+
+
+def session(**changes: Any) -> Session:
+    times = dict.fromkeys(("proved_at_us", "rotated_at_us", "refresh_by_us", "expires_at_us"), 0)
+    good = {"id": "ses_1", "tenant": "", "subject": "u", "secret_hash": b"", "counter": 1}
+    return Session(**(good | times | changes))
+
+
 ATTACKS = TokenForge(AuthConfig(keys={"k1": KEY}, pepper=PEPPER), ManualClock()).attacks()
 
 
@@ -39,8 +50,8 @@ def test_attacks(name: str, configure: Any, clock: ManualClock) -> None:
 
 def test_the_forge_can_make_good_ones(configure: Any, clock: ManualClock) -> None:
     """The attacks fail for what is wrong with them: unchanged, the forge's token is accepted."""
-    principal = AccessTokens(configure(), clock).read(f"bEaReR  {TokenForge(configure(), clock).token(prm=['a'])}")
-    assert principal == Principal("", "u_1", "ses_1", frozenset({"a"}))
+    claims = AccessTokens(configure(), clock).read(f"bEaReR  {TokenForge(configure(), clock).token(rol=['a'])}")
+    assert (claims.ten, claims.sub, claims.sid, claims.rol) == ("", "u_1", "ses_1", ("a",))
 
 
 @pytest.mark.parametrize("header", [None, ""])
@@ -57,16 +68,120 @@ def test_any_text_is_answered(header: str) -> None:
         AccessTokens(AuthConfig(keys={"k1": KEY}, pepper=PEPPER), ManualClock()).read(header)
 
 
+def by_pyjwt(token: str, clock: ManualClock) -> dict[str, Any]:
+    """What PyJWT says of a token, told to look as closely as it can; times are ours to check, by ``clock``."""
+    claims: dict[str, Any] = jwt.decode(
+        token,
+        KEY,
+        algorithms=["HS256"],
+        audience="daydo",
+        issuer="daydo",
+        options={
+            "require": ["exp", "iat", "sub", "jti"],
+            "verify_exp": False,
+            "verify_iat": False,
+            "verify_nbf": False,
+        },
+    )
+    assert clock.now_us() // 1_000_000 < claims["exp"]
+    return claims
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(), inside, max_size=3),
+    max_leaves=5,
+)
+claim_names = st.sampled_from(
+    ["typ", "iss", "aud", "sub", "sid", "ten", "rol", "ep", "rep", "iat", "exp", "jti", "aut"]
+)
+changed_claims = st.dictionaries(claim_names | st.text(max_size=5), json_values, max_size=2)
+headers = st.fixed_dictionaries(
+    {"alg": st.sampled_from(["HS256", "hs256", "none", "HS512", ""]), "kid": st.sampled_from(["k1", "k2", ""])},
+    optional={"typ": st.sampled_from(["JWT", "jwt", "at+jwt"]), "crit": st.just(["exp"]), "x": json_values},
+)
+
+
+@st.composite
+def nearly_tokens(draw: st.DrawFn) -> str:
+    """A token as an attacker with the key, or with a pair of scissors, would make it."""
+    forge = TokenForge(AuthConfig(keys={"k1": KEY}, pepper=PEPPER), ManualClock())
+    header = draw(st.just({"alg": "HS256", "kid": "k1", "typ": "JWT"}) | headers)
+    good = {"ten": draw(st.text()), "sub": draw(st.text()), "rol": draw(st.lists(st.text(), max_size=3))}
+    token = forge.token(header=header, **good | draw(st.just({}) | changed_claims))
+    if draw(st.booleans()):
+        return token
+    at = draw(st.integers(0, len(token)))
+    return token[:at] + draw(st.text(alphabet="AQgw_-+/=. ", max_size=2)) + token[at + draw(st.integers(0, 2)) :]
+
+
+@settings(max_examples=200, deadline=None)
+@given(nearly_tokens())
+def test_what_we_accept_pyjwt_accepts(token: str) -> None:
+    """The quick way in is no wider than PyJWT's: the same token, the same claims, to the last of them."""
+    clock = ManualClock()
+    try:
+        claims = AccessTokens(AuthConfig(keys={"k1": KEY}, pepper=PEPPER), clock).read(f"Bearer {token}")
+    except AuthError:
+        event("refused")
+        return
+    event("accepted")
+    theirs = by_pyjwt(token.lstrip(" "), clock)  # "Bearer", then one space or several
+    ours = msgspec.to_builtins(claims)
+    assert {name: theirs[name] for name in ours} == ours | {"rol": list(claims.rol)}
+
+
+def test_the_comparison_accepts_and_refuses(configure: Any, clock: ManualClock) -> None:
+    """The comparison above is not idle: PyJWT takes what it is given there, and only what we signed."""
+    token = AccessTokens(configure(), clock).issue(session(roles=("a",)))
+    assert by_pyjwt(token, clock)["rol"] == ["a"]
+    with pytest.raises(jwt.InvalidTokenError):
+        by_pyjwt(token[:-1] + ("A" if token[-1] != "A" else "Q"), clock)
+
+
+@given(st.binary(min_size=1, max_size=200), st.binary(max_size=300))
+def test_a_mac_is_hmac(key: bytes, message: bytes) -> None:
+    """The prepared MAC is the standard library's, spelt as JWT spells it."""
+    expected = base64.urlsafe_b64encode(hmac.digest(key, message, "sha256")).rstrip(b"=")
+    assert Mac(key)(message) == expected
+
+
+def test_every_character_of_a_mac_counts(configure: Any, clock: ManualClock) -> None:
+    """Another character anywhere in the mac is refused, the last one's unused bits included."""
+    tokens = AccessTokens(configure(), clock)
+    signed, _, mac = tokens.issue(session()).rpartition(".")
+    for at, character in enumerate(mac):
+        other = chr(ord(character) ^ 1) if (chr(ord(character) ^ 1)).isalnum() else "A" if character != "A" else "B"
+        with pytest.raises(TokenInvalid):
+            tokens.read(f"Bearer {signed}.{mac[:at]}{other}{mac[at + 1 :]}")
+
+
+def test_another_spelling_of_the_header(configure: Any, clock: ManualClock) -> None:
+    """A header that says the same in another order, as other libraries write it, is as good; a word more is not."""
+    tokens, forge = AccessTokens(configure(), clock), TokenForge(configure(), clock)
+    body = forge.token().split(".")[1]
+    for header, good in (
+        (b'{"typ": "JWT", "kid": "k1", "alg": "HS256"}', True),
+        (b'{"alg":"HS256","kid":"k1","typ":"JWT","x":1}', False),
+        (b'{"alg":"HS256","kid":"k1"}', False),
+    ):
+        signed = b".".join([base64.urlsafe_b64encode(header).rstrip(b"="), body.encode()])
+        text = f"Bearer {(signed + b'.' + Mac(KEY.encode())(signed)).decode()}"
+        if good:
+            assert tokens.read(text).sub == "u_1"
+        else:
+            with pytest.raises(TokenInvalid):
+                tokens.read(text)
+
+
 def test_others_can_read_our_tokens(configure: Any) -> None:
     """An access token is a standard JWT: PyJWT alone verifies it."""
     config = configure(default_permissions=("image:create",))
-    token = AccessTokens(config, ManualClock(4_000_000_000_000_000)).issue(
-        Principal("t", "u", "ses_1", frozenset({"a"}))
-    )
+    token = AccessTokens(config, ManualClock(4_000_000_000_000_000)).issue(session(tenant="t", roles=("a",), epoch=3))
     claims = jwt.decode(
         token, KEY, algorithms=["HS256"], audience="daydo", issuer="daydo", options={"verify_iat": False}
     )
-    assert (claims["sub"], claims["sid"], claims["ten"], claims["prm"]) == ("u", "ses_1", "t", ["a"])
+    assert (claims["sub"], claims["sid"], claims["ten"], claims["rol"], claims["ep"]) == ("u", "ses_1", "t", ["a"], 3)
     assert claims["exp"] - claims["iat"] == 900
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "kid": "k1", "typ": "JWT"}
 
@@ -74,20 +189,20 @@ def test_others_can_read_our_tokens(configure: Any) -> None:
 def test_changing_keys(configure: Any, clock: ManualClock) -> None:
     """The new key signs, the old one still verifies, and once dropped it does not."""
     new = "another-key-0123456789-abcdefghijklm"
-    old = AccessTokens(configure(), clock).issue(Principal("", "u", "ses_1"))
+    old = AccessTokens(configure(), clock).issue(session())
     both = AccessTokens(configure(keys={"k2": new, "k1": KEY}), clock)
-    assert both.read(f"Bearer {old}").subject == "u"
-    fresh = both.issue(Principal("", "u", "ses_1"))
+    assert both.read(f"Bearer {old}").sub == "u"
+    fresh = both.issue(session())
     assert jwt.get_unverified_header(fresh)["kid"] == "k2"
     only_new = AccessTokens(configure(keys={"k2": new}), clock)
-    assert only_new.read(f"Bearer {fresh}").subject == "u"
+    assert only_new.read(f"Bearer {fresh}").sub == "u"
     with pytest.raises(TokenInvalid):
         only_new.read(f"Bearer {old}")
 
 
 def test_clocks_may_differ_a_little(configure: Any, clock: ManualClock) -> None:
     """A token of a host whose clock is ahead by less than clock_skew_s is good here."""
-    token = AccessTokens(configure(), clock).issue(Principal("", "u", "ses_1"))
+    token = AccessTokens(configure(), clock).issue(session())
     for behind_s, good in ((29, True), (31, False)):
         here = AccessTokens(configure(), ManualClock(clock.now_us() - behind_s * 1_000_000))
         if good:
@@ -98,12 +213,12 @@ def test_clocks_may_differ_a_little(configure: Any, clock: ManualClock) -> None:
 
 
 def test_the_longest_token_fits(configure: Any, clock: ManualClock) -> None:
-    """Forty permissions of 48 characters and the longest names still make a token that verifies."""
-    permissions = tuple(f"{number:02d}:{'x' * 45}" for number in range(40))
-    config = configure(default_permissions=permissions, issuer="i" * 128, audience="a" * 128, keys={"k" * 64: KEY})
+    """As many roles as a subject may have, with the longest names of everything, still make a token that verifies."""
+    config = configure(issuer="i" * 128, audience="a" * 128, keys={"k" * 64: KEY})
+    roles = tuple(f"{number:02d}{'x' * 46}" for number in range(20))
+    long = session(id="ses_" + "0" * 26, tenant="t" * 128, subject="s" * 128, roles=roles, epoch=2**62)
     tokens = AccessTokens(config, clock)
-    token = tokens.issue(Principal("t" * 128, "s" * 128, "ses_" + "0" * 26, frozenset(permissions)))
-    assert tokens.read(f"Bearer {token}").permissions == set(permissions)
+    assert tokens.read(f"Bearer {tokens.issue(long, 2**62)}").rol == roles
 
 
 async def test_permissions_travel_in_the_token(sqlite: Any, memory: Any, configure: Any) -> None:

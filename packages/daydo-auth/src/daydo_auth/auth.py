@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 from daydo_db import Database, Tx
 from daydo_kernel import (
@@ -15,40 +16,37 @@ from daydo_kernel import (
     NoEvents,
     Part,
     SystemClock,
-    redact_text,
 )
 from daydo_redis import Redis
 
+from .codes import Codes
 from .config import AuthConfig
-from .errors import (
-    AuthError,
-    HashingSaturated,
-    LoginUnusable,
-    PasswordTooWeak,
-    RefreshReused,
-    SessionRevoked,
-    TokenExpired,
-    TokenInvalid,
-    WrongCredentials,
-)
+from .errors import SessionRevoked, TokenStale, WrongCredentials
+from .feed import Feed
 from .hashing import HashingPool
-from .model import HashedPassword, Password, Principal, Tokens
-from .passwords import MAX_SECRET_CHARS, Hasher, normalize_login, weaknesses
-from .revocations import Revocations
-from .rotation import Outcome, RefreshToken, Session, decide, is_genuine, parse, sign
-from .store import Store, check_names, device_name
-from .tickets import Tickets
+from .identities import Identities, IdentityStore
+from .keys import Keys
+from .logins import Channel
+from .model import AccessToken, Code, Credential, HashedPassword, Password, Principal, Proof, Tokens
+from .names import check_names
+from .passwords import Hasher
+from .ports import Sender, WeChatLogin
+from .presented import Presented
+from .proofs import Proofs
+from .redis_sessions import RedisSessions
+from .role_store import RoleSource, RoleStore
+from .roles import Roles
+from .rotation import RefreshToken, RefreshTokens, Session
+from .sessions import Sessions, SessionStore
+from .sql_sessions import SessionRows, SqlSessions, device_name
+from .tickets import Held, Tickets
 from .tokens import AccessTokens
+from .ways import Ways
 
 log = logging.getLogger("daydo.auth")
 
 _LOGINS = ("ok", "wrong", "saturated")
-_REFRESHES = ("rotate", "replay", "reuse", "revoked", "expired", "invalid")
-_REFUSALS: Final[dict[Outcome, type[AuthError]]] = {
-    "reuse": RefreshReused,
-    "revoked": SessionRevoked,
-    "expired": TokenExpired,
-}
+_SWEEPS_MAX = 20
 
 
 class Auth(Part):
@@ -60,13 +58,14 @@ class Auth(Part):
 
     A ``subject`` is whatever your application calls a person, visible ASCII of at most 128 characters; auth knows no
     more of them. ``clock`` is for tests: it replaces the database's and this host's. ``events`` hears
-    ``auth.registered``, ``.login``, ``.refused``, ``.refresh_reused`` and ``.logout``; all but ``.refused`` in the
-    transaction of the change.
+    ``auth.registered``, ``.login``, ``.refused``, ``.refresh_reused``, ``.logout`` and ``.session_ended``; all but
+    ``.refused`` in the transaction of the change.
 
-    Database away: nobody logs in or refreshes (its errors, 503); access tokens keep working. Redis away: tickets fail.
+    Database away: nobody logs in (its errors, 503); access tokens keep working, and so does refreshing where Redis
+    counts. Redis away: tickets fail, and so does refreshing unless ``session_store`` is ``sql``.
 
     Raises:
-        ValueError: keys or pepper are missing or weak.
+        ValueError: keys or pepper are missing or weak, or a built-in role inherits what is not there or itself.
     """
 
     def __init__(
@@ -75,30 +74,90 @@ class Auth(Part):
         redis: Redis,
         config: AuthConfig = AuthConfig(),  # noqa: B008 - frozen; refused below for want of secrets
         *,
+        senders: Mapping[Channel, Sender] | None = None,
+        wechat: WeChatLogin | None = None,
+        role_source: RoleSource | None = None,
         clock: Clock | None = None,
         events: EventSink | None = None,
     ) -> None:
         super().__init__(drain_s=config.drain_s)
         config.require_secrets()
+        config.require_roles()
         self.config = config
         self._db = db
         self._events: EventSink = events if events is not None else NoEvents()
-        host_clock: Clock = clock if clock is not None else SystemClock()
+        self._host_clock: Clock = clock if clock is not None else SystemClock()
+        host_clock = self._host_clock
 
         self.metrics = Metrics("daydo_auth")
         logins = self.metrics.counter("logins_total", "Logins by how they ended.", ("outcome",))
         self._logins = {outcome: logins.cell(outcome) for outcome in _LOGINS}
-        refreshes = self.metrics.counter("refreshes_total", "Refreshes by what the token was.", ("outcome",))
-        self._refreshes = {outcome: refreshes.cell(outcome) for outcome in _REFRESHES}
 
         self._hasher = Hasher(config.pepper, config.bcrypt_rounds)
         self._pool = HashingPool(config.hashing_workers, config.hashing_queue_max, self.metrics)
-        self._store = Store(db, config, clock)
-        self._revoked = Revocations(self._store, config, host_clock, self.metrics)
+        self._feed = Feed(db, redis, config, clock, host_clock, self.metrics)
+        self._rows = SessionRows(db, config, clock)
+        self._session_store: SessionStore = (
+            RedisSessions(self._rows, redis, self._feed, config, clock, self.metrics)
+            if config.session_store == "redis"
+            else SqlSessions(self._rows, config)
+        )
+        self.sessions = Sessions(
+            db,
+            self._rows,
+            self._session_store,
+            self._feed,
+            self._events,
+            self.metrics,
+            require_started=self._require_started,
+            spawn=self._spawn,
+        )
         self._access = AccessTokens(config, host_clock)
+        self._refresh = RefreshTokens(config.pepper)
         self._tickets = Tickets(redis, config)
+        self.roles = Roles(
+            db,
+            config,
+            RoleStore(db, clock),
+            self._feed,
+            self._events,
+            self.metrics,
+            source=role_source,
+            end_sessions=self.sessions.end_all,
+            require_started=self._require_started,
+        )
+        self.codes = Codes(redis, config, senders or {}, clock, self._events, self.metrics, self._require_started)
+        identities = IdentityStore(db, clock, self._feed)
+        self.identities = Identities(db, identities, self._events, self._require_started)
+        self._proofs = Proofs(
+            db,
+            config,
+            identities,
+            self.codes,
+            wechat,
+            self._hasher,
+            self._pool,
+            self.sessions,
+            self.roles,
+            self._events,
+            self._logins,
+            self._open,
+        )
 
-    # -- passwords -----------------------------------------------------------------------------------------------
+        self.keys = Keys(
+            db,
+            config,
+            self.roles,
+            self._feed,
+            clock,
+            host_clock,
+            self._events,
+            self.metrics,
+            require_started=self._require_started,
+        )
+        self._ways = Ways(redis, config, self.keys, host_clock, self.metrics, self.verify)
+
+    # -- who one is ----------------------------------------------------------------------------------------------
 
     async def hash(self, password: Password) -> HashedPassword:
         """Check ``password`` against the policy and hash it; a quarter of a second on a thread.
@@ -111,17 +170,14 @@ class Auth(Part):
             HashingSaturated: too many at once.
         """
         self._require_started()
-        login = normalize_login(password.login)
-        if login is None:
-            raise LoginUnusable()
-        if weak := weaknesses(self.config.password_policy, login, password.secret):
-            raise PasswordTooWeak(fields=weak)
-        return HashedPassword(login, await self._pool.run(self._hasher.hash, password.secret))
+        return await self._proofs.hash(password)
 
     async def register(
         self, password: Password | HashedPassword, *, subject: str, tenant: str = "", tx: Tx | None = None
     ) -> None:
         """Give ``subject`` a login and a password. After an error in your own ``tx``, roll it back.
+
+        Nothing shows yet that the login is theirs; see :meth:`prove` for what becomes of it when somebody else does.
 
         Raises:
             LoginTaken: somebody in this tenant has it.
@@ -130,41 +186,143 @@ class Auth(Part):
             ValueError: ``subject`` or ``tenant`` is no name.
         """
         self._require_started()
-        check_names(tenant, subject)
-        ready = password if isinstance(password, HashedPassword) else await self.hash(password)
+        await self._proofs.register(password, subject, tenant, tx)
 
-        async def write(tx: Tx) -> None:
-            await self._store.add_password(tx, tenant, ready.login, subject, ready.hashed)
-            await self._tell(tx, "registered", tenant, subject)
+    async def prove(
+        self,
+        credential: Credential,
+        *,
+        tenant: str = "",
+        purpose: str = "login",
+        address: str = "",
+        by: Principal | None = None,
+    ) -> Proof:
+        """Use up ``credential``; whose it is. Nothing is opened: go on with :meth:`link` or :meth:`open_session`.
 
-        await self._db.run(write, tx=tx)
+        ``purpose`` is what a code was sent for, ``address`` the client's, ``by`` who asks where that is known. A right
+        password proves nothing about its login, a code does. When a code proves a login that was registered and
+        never proven, that login is the prover's: unless they speak ``by`` that very subject, its password, keys and
+        sessions are gone, for whoever chose them may be somebody else; if the subject is proven otherwise it keeps
+        everything but the login.
 
-    async def login(self, password: Password, *, device: str = "", tenant: str = "") -> Tokens:
-        """Open a session for who knows the password. Unknown logins cost the same work and get the same answer.
+        Raises:
+            WrongCredentials, CodeWrong, WeChatCodeInvalid: it is not right, any more.
+            AccountDisabled: it is right, and its subject is shut out.
+            CodesLimited: too many wrong codes from ``address``.
+            RiskRefused: WeChat thinks the person dangerous.
+            HashingSaturated, WeChatUnavailable, RedisError: it could not be asked; a code may be used up.
+        """
+        self._require_started()
+        return await self._proofs.prove(credential, tenant, purpose, address, by)
+
+    async def link(self, proof: Proof, *, subject: str, tx: Tx | None = None) -> None:
+        """Make the identity of ``proof`` one of ``subject``'s; a second time changes nothing.
+
+        With ``tx`` it is part of your transaction: prove, then create the person, link and open a session in one.
+
+        Raises:
+            LoginTaken: somebody else has it; roll back what the transaction has done.
+            ValueError: ``subject`` is no name.
+        """
+        self._require_started()
+        await self._proofs.link(proof, subject, tx)
+
+    async def login(self, credential: Credential, *, device: str = "", tenant: str = "", address: str = "") -> Tokens:
+        """Prove and open a session. Unknown logins cost a password the same work and get the same answer.
 
         ``device`` is what the list of sessions will call it; 64 characters of it are kept.
 
         Raises:
-            WrongCredentials: no such login, or another password.
+            UnknownIdentity: a code or WeChat has proven somebody whom nobody here knows. The credential is used up:
+                where such people are registered at once, :meth:`prove` instead.
+            AccountDisabled, and what :meth:`prove` raises.
+        """
+        self._require_started()
+        return await self._proofs.login(credential, tenant, device, address)
+
+    async def step_up(self, principal: Principal, credential: Credential, *, address: str = "") -> AccessToken:
+        """Let a person who is logged in prove themselves again, for what ``principal.require_fresh`` guards.
+
+        The session stays, and so does its refresh token; the new access token, and those of later refreshes, say when
+        this was. A code must have been sent for the purpose ``step_up``.
+
+        Raises:
+            WrongCredentials: the credential is somebody else's, or what :meth:`prove` raises for a wrong one.
+            PersonRequired: ``principal`` came in with a key.
+            SessionRevoked: the session has ended.
+        """
+        self._require_started()
+        principal.require_person()
+        tenant, subject, session_id = principal.tenant, principal.subject, principal.session_id
+        proof = await self.prove(credential, tenant=tenant, purpose="step_up", address=address, by=principal)
+        if proof.subject != subject:
+            what = {"session_id": session_id, "error": WrongCredentials.name, "why": "step_up"}
+            await self._events.emit(Event(name="auth.refused", tenant=tenant, subject=subject, data=what))
+            raise WrongCredentials()
+
+        async def write(tx: Tx) -> Session:
+            if not await self._rows.belongs_to(tx, session_id, tenant, subject):
+                raise SessionRevoked()
+            session = await self.sessions.prove(tx, session_id)
+            if session.revoked_at_us:
+                raise SessionRevoked()
+            await self._tell(tx, "stepped_up", tenant, subject, session_id=session_id, way=proof.way)
+            return session
+
+        session = await self._db.run(write)
+        access = self._access.issue(session, self.roles.epoch(tenant))
+        return AccessToken(access, self.config.access_ttl_s, session_id)
+
+    # -- passwords -----------------------------------------------------------------------------------------------
+
+    async def change_password(self, principal: Principal, old: str, new: str, *, tx: Tx | None = None) -> None:
+        """Another password, by who knows the old one; ends all their other sessions.
+
+        With ``tx`` the locks of your transaction wait for two hashes.
+
+        Raises:
+            PersonRequired: ``principal`` came in with a key.
+            WrongCredentials: ``old`` is not the password, or there is none.
+            PasswordTooWeak: ``fields`` says which rules ``new`` breaks.
             HashingSaturated: too many at once.
         """
         self._require_started()
-        login = normalize_login(password.login)
-        found = await self._store.find_password(tenant, login) if login is not None else None
-        subject, hashed = found if found is not None else ("", "")
-        if not await self._check(password.secret, hashed):
-            self._logins["wrong"].inc()
-            what = {"login": redact_text(login or ""), "known": bool(subject)}
-            await self._events.emit(Event(name="auth.refused", tenant=tenant, subject=subject, data=what))
-            raise WrongCredentials()
-        fresh = await self._rehash(password.secret, hashed)
+        principal.require_person()
+        await self._proofs.change_password(principal, old, new, tx)
 
-        async def write(tx: Tx) -> Tokens:
-            if fresh:
-                await self._store.replace_hash(tx, tenant, subject, hashed, fresh)
-            return await self._open(tx, tenant, subject, device)
+    async def reset_password(self, code: Code, new: str, *, tenant: str = "", address: str = "") -> None:
+        """Another password, or the first, by a code that was sent for the purpose ``reset``; ends all sessions.
 
-        return await self._db.run(write)
+        Raises:
+            PasswordTooWeak: the code is still good.
+            UnknownIdentity: the code was right, and nobody here has this login.
+            CodeWrong, CodesLimited, AccountDisabled, HashingSaturated: as :meth:`prove`.
+        """
+        self._require_started()
+        await self._proofs.reset_password(code, new, tenant, address)
+
+    async def set_password(self, subject: str, new: str, *, tenant: str = "", tx: Tx | None = None) -> None:
+        """The first password of somebody who came by a code or WeChat.
+
+        Only for whom you have proven in this request, or lately. With ``tx`` your locks wait for a hash.
+
+        Raises:
+            SubjectTaken: they have one; change or reset it.
+            PasswordTooWeak: ``fields`` says which rules it breaks.
+            HashingSaturated: too many at once.
+            ValueError: ``subject`` or ``tenant`` is no name.
+        """
+        self._require_started()
+        await self._proofs.set_password(subject, new, tenant, tx)
+
+    async def forget(self, subject: str, *, tenant: str = "", tx: Tx | None = None) -> None:
+        """End whatever runs for ``subject`` and delete all that is kept of it; what was told as events stays told.
+
+        Raises:
+            ValueError: ``subject`` or ``tenant`` is no name.
+        """
+        self._require_started()
+        await self._proofs.forget(subject, tenant, tx)
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
@@ -197,25 +355,10 @@ class Auth(Part):
             TokenExpired: the session has rested or lived too long.
             RefreshReused: an older token came back; the session has been ended.
             SessionRevoked: it had been ended before.
+            SessionsUnavailable: Redis is away; the same token works later.
         """
         self._require_started()
-        presented = parse(token)
-        if presented is None:
-            self._refreshes["invalid"].inc()
-            raise TokenInvalid()
-
-        async def write(tx: Tx) -> tuple[Session, Outcome] | None:
-            return await self._present(tx, presented)
-
-        found = await self._db.run(write)
-        if found is None:
-            self._refreshes["invalid"].inc()
-            raise TokenInvalid()
-        session, outcome = found
-        self._refreshes[outcome].inc()
-        if refusal := _REFUSALS.get(outcome):
-            raise refusal()  # only now: an exception inside would have undone the revocation
-        return self._tokens(session.tenant, session.subject, session.id, session.salt, presented.counter + 1)
+        return self._tokens(*await self.sessions.rotate(self._refresh.read(token)))
 
     async def logout(self, principal: Principal, *, tx: Tx | None = None) -> None:
         """End the session of ``principal``; a second time changes nothing.
@@ -223,12 +366,7 @@ class Auth(Part):
         This worker refuses its access tokens at once, the others within ``revocation_poll_s``.
         """
         self._require_started()
-
-        async def write(tx: Tx) -> None:
-            await self._revoke(tx, principal.session_id, "logout")
-            await self._tell(tx, "logout", principal.tenant, principal.subject, session_id=principal.session_id)
-
-        await self._db.run(write, tx=tx)
+        await self.sessions.logout(principal, tx)
 
     def verify(self, header: str | None) -> Principal:
         """Whom an Authorization header names. No I/O.
@@ -236,12 +374,46 @@ class Auth(Part):
         Raises:
             TokenMissing, TokenInvalid, TokenExpired: the header.
             SessionRevoked: its session has ended.
+            TokenStale: the subject's roles have changed since it was made; refresh it.
         """
         self._require_started()
-        principal = self._access.read(header)
-        if principal.session_id in self._revoked:
-            raise SessionRevoked()
-        return principal
+        claims = self._access.read(header)
+        self._require_current(claims.ten, claims.sub, claims.sid, claims.ep)
+        return Principal(
+            claims.ten,
+            claims.sub,
+            claims.sid,
+            claims.rol,
+            self.roles.permissions(claims.ten, claims.rol),
+            "bearer",
+            claims.aut * 1_000_000,
+        )
+
+    async def authenticate(self, presented: Presented) -> Principal:
+        """Whom a request names, by whichever way it comes in: access token, API key, signature, or a page's cookie.
+
+        An access token and a page cost no I/O, nor does a key that is known here; a signed request costs one call to
+        Redis. See :mod:`daydo_auth.ways` for the order, :mod:`daydo_auth.signing` for what is signed.
+
+        Raises:
+            TokenMissing, TokenInvalid, TokenExpired, SessionRevoked, TokenStale: as :meth:`verify`.
+            CsrfInvalid: a change by cookie without the page's token.
+            KeyInvalid: not a key of ours, or not any more.
+            SignatureInvalid: ``reason`` says why.
+            AccountDisabled: a key whose subject is shut out.
+            NoncesUnavailable: Redis is away and the request is signed.
+            DbError: a key that is not known here, and the database is away.
+        """
+        self._require_started()
+        return await self._ways.authenticate(presented)
+
+    def require_fresh(self, principal: Principal, within_s: float) -> None:
+        """``principal.require_fresh`` by this host's clock."""
+        principal.require_fresh(within_s, self.now_us())
+
+    def now_us(self) -> int:
+        """The time by which tokens and keys are judged here, µs UTC: this host's, or the clock's."""
+        return self._host_clock.now_us()
 
     # -- tickets -------------------------------------------------------------------------------------------------
 
@@ -252,9 +424,9 @@ class Auth(Part):
             SessionRevoked: the session has ended.
         """
         self._require_started()
-        if principal.session_id in self._revoked:
-            raise SessionRevoked()
-        return await self._tickets.issue(principal)
+        epoch = self._feed.subject_epoch(principal.tenant, principal.subject)
+        self._require_current(principal.tenant, principal.subject, principal.session_id, epoch)
+        return await self._tickets.issue(Held.of(principal, epoch))
 
     async def redeem_ticket(self, ticket: str) -> Principal:
         """Whom a ticket was made for; it works once. Redis gone: raises its error, nobody gets in.
@@ -262,12 +434,12 @@ class Auth(Part):
         Raises:
             TicketInvalid: unknown, used or expired.
             SessionRevoked: the session has ended since.
+            TokenStale: the subject's roles have changed since.
         """
         self._require_started()
-        principal = await self._tickets.redeem(ticket)
-        if principal.session_id in self._revoked:
-            raise SessionRevoked()
-        return principal
+        held = await self._tickets.redeem(ticket)
+        self._require_current(held.tenant, held.subject, held.session_id, held.epoch)
+        return held.principal(self.roles.permissions(held.tenant, held.roles))
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -276,78 +448,60 @@ class Auth(Part):
         if not self._running:
             return Health(status="down")
         return Health(
-            status="degraded" if self._revoked.is_stale else "ok",
-            detail={"hashing_waiting": self._pool.waiting, "revocation_lag_s": round(self._revoked.lag_s, 1)},
+            status="degraded" if self._feed.is_stale else "ok",
+            detail={"hashing_waiting": self._pool.waiting, "revocation_lag_s": round(self._feed.lag_s, 1)},
         )
 
     async def _start(self) -> None:
         self._pool.open()
         await self._db.require_schema("daydo_auth")
-        await self._revoked.read()
-        self._repeat(self.config.revocation_poll_s, self._revoked.poll, "revocations")
+        await self._feed.open()
+        await self.roles.start()
+        self._repeat(self.config.revocation_poll_s, self._feed.look, "revocations")
+        self._repeat(self.config.session_write_back_s, self._session_store.write_back, "write back")
+        self._repeat(self.config.sweep_s, self._sweep, "sweep")
+        self._repeat(self.config.key_use_write_s, self.keys.write_uses, "key uses")
+        self._spawn(self._feed.listen(), "listen")
+        self._spawn(self._feed.publish(), "publish")
+        self._spawn(self.roles.follow(), "roles")
 
     async def _drain(self) -> None:
         await self._pool.drained()
+        await self._session_store.write_back()
+        await self.keys.write_uses()
 
     async def _close(self) -> None:
         self._pool.close()
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    async def _check(self, secret: str, hashed: str) -> bool:
-        if len(secret) > MAX_SECRET_CHARS:
-            return False  # says nothing about the login: it is refused for every one
-        try:
-            return await self._pool.run(self._hasher.check, secret, hashed)
-        except HashingSaturated:
-            self._logins["saturated"].inc()
-            raise
-
-    async def _rehash(self, secret: str, hashed: str) -> str:
-        """``secret`` by today's recipe; "" where ``hashed`` is, or there is no time for it now."""
-        if self._hasher.is_current(hashed):
-            return ""
-        try:
-            return await self._pool.run(self._hasher.hash, secret)
-        except HashingSaturated:
-            return ""
-
     async def _open(self, tx: Tx, tenant: str, subject: str, device: str) -> Tokens:
-        name = device_name(device)
-        session_id, salt = await self._store.open_session(tx, tenant, subject, name)
-        await self._tell(tx, "login", tenant, subject, session_id=session_id, device=name)
+        await self.roles.admit(tx, tenant, subject)
+        session, token = await self.sessions.open(tx, tenant, subject, device)
+        await self._tell(tx, "login", tenant, subject, session_id=session.id, device=device_name(device))
         tx.after_commit(self._logins["ok"].inc)
-        return self._tokens(tenant, subject, session_id, salt, 1)
-
-    async def _present(self, tx: Tx, token: RefreshToken) -> tuple[Session, Outcome] | None:
-        found = await self._store.lock_session(tx, token.session_id)
-        if found is None or not is_genuine(token, self.config.pepper, found[0].salt):
-            return None
-        session, now_us = found
-        outcome = decide(session, token.counter, now_us, round(self.config.replay_window_s * 1_000_000))
-        if outcome == "rotate":
-            await self._store.rotate(tx, session)
-        elif outcome == "reuse":
-            await self._revoke(tx, session.id, "reuse")
-            behind = session.counter - token.counter
-            await self._tell(
-                tx, "refresh_reused", session.tenant, session.subject, session_id=session.id, behind=behind
-            )
-        return session, outcome
-
-    async def _revoke(self, tx: Tx, session_id: str, why: str) -> None:
-        await self._store.revoke(tx, session_id, why)
-        tx.after_commit(lambda: self._revoked.add(session_id))
+        return self._tokens(session, token)
 
     async def _tell(self, tx: Tx, name: str, tenant: str, subject: str, **data: Any) -> None:
         await self._events.emit(Event(name=f"auth.{name}", tenant=tenant, subject=subject, data=data), tx)
 
-    def _tokens(self, tenant: str, subject: str, session_id: str, salt: bytes, counter: int) -> Tokens:
-        principal = Principal(tenant, subject, session_id, frozenset(self.config.default_permissions))
+    def _tokens(self, session: Session, token: RefreshToken) -> Tokens:
         return Tokens(
-            access=self._access.issue(principal),
-            refresh=sign(self.config.pepper, salt, session_id, counter),
+            access=self._access.issue(session, self.roles.epoch(session.tenant)),
+            refresh=self._refresh.write(token),
             expires_in_s=self.config.access_ttl_s,
-            session_id=session_id,
-            subject=subject,
+            session_id=session.id,
+            subject=session.subject,
         )
+
+    def _require_current(self, tenant: str, subject: str, session_id: str, epoch: int) -> None:
+        if self._feed.session_ended(session_id):
+            raise SessionRevoked()
+        if epoch < self._feed.subject_epoch(tenant, subject):
+            raise TokenStale()
+
+    async def _sweep(self) -> None:
+        """A few batches of what nobody needs any more; more of it waits for the next time."""
+        for _ in range(_SWEEPS_MAX):
+            if not await self._feed.sweep() + await self._rows.sweep():
+                return

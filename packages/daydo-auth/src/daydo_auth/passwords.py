@@ -18,7 +18,6 @@ import bcrypt
 from daydo_kernel import FieldError
 
 MAX_SECRET_CHARS = 1_024
-MAX_LOGIN_CHARS = 254
 _VERSION = "d1"
 
 
@@ -50,12 +49,6 @@ class Hasher:
     def _prepare(self, secret: str) -> bytes:
         normal = unicodedata.normalize("NFKC", secret).encode("utf-8", "surrogatepass")
         return base64.b64encode(hmac.digest(self._pepper, normal, hashlib.sha256))
-
-
-def normalize_login(login: str) -> str | None:
-    """The one form of a login, so that ``A@X.cn`` and ``a@x.cn`` are one account; None for what cannot be one."""
-    normal = unicodedata.normalize("NFKC", login[: MAX_LOGIN_CHARS + 1]).strip().casefold()
-    return normal if 1 <= len(normal) <= MAX_LOGIN_CHARS and _is_text(normal) else None
 
 
 def weaknesses(policy: str, login: str, secret: str, field: str = "password") -> tuple[FieldError, ...]:
@@ -92,7 +85,3 @@ def _nist(login: str, secret: str) -> Iterator[tuple[str, str]]:
         yield "不得包含账号", "Must not contain the login"
     if len(set(normal)) < 5:
         yield "重复字符过多", "Repeats itself too much"
-
-
-def _is_text(text: str) -> bool:
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import hmac
 import json
+import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from daydo_db import Tx
-from daydo_kernel import Clock, SystemClock
+from daydo_kernel import Clock, SystemClock, new_id
 from daydo_kernel.testing import ManualClock, RecordedEvents
 
 from .auth import Auth
@@ -24,13 +28,18 @@ from .errors import (
     LoginTaken,
     RefreshReused,
     SessionRevoked,
+    SessionUnknown,
     SubjectTaken,
     TicketInvalid,
     TokenExpired,
     TokenInvalid,
+    TokenStale,
     WrongCredentials,
 )
+from .keys import NewKey
 from .model import Password, Principal, Tokens
+from .presented import Presented
+from .signing import HASH_HEADER, NONCE_HEADER, sign
 
 YEAR_S = 31_536_000
 
@@ -56,7 +65,11 @@ class TokenForge:
         now_s = self._clock.now_us() // 1_000_000
         head = {"alg": "HS256", "kid": self._kid, "typ": "JWT"} | (header or {})
         good = {"typ": "access", "iss": self._config.issuer, "aud": self._config.audience, "sub": "u_1", "sid": "ses_1"}
-        body = good | {"ten": "", "prm": [], "iat": now_s, "exp": now_s + 60, "jti": "at_1"} | claims
+        body = (
+            good
+            | {"ten": "", "rol": [], "ep": 0, "rep": 0, "iat": now_s, "exp": now_s + 60, "jti": "at_1", "aut": now_s}
+            | claims
+        )
         for part in (head, body):
             for name in set(without) & set(part):
                 del part[name]
@@ -104,7 +117,10 @@ class TokenForge:
             "a subject that is a number": self.token(sub=1),
             "no subject": self.token(without=("sub",)),
             "no session": self.token(without=("sid",)),
-            "permissions as text": self.token(prm="admin"),
+            "roles as text": self.token(rol="admin"),
+            "an epoch as text": self.token(ep="0"),
+            "an epoch that is true": self.token(ep=True),
+            "no epoch": self.token(without=("ep",)),
             "expired": self.token(iat=now_s - 1000, exp=now_s - 1),
             "no exp": self.token(without=("exp",)),
             "exp as text": self.token(exp=str(now_s + 60)),
@@ -137,6 +153,117 @@ class TokenForge:
     def _raw(self, body: str) -> str:
         signed = f"{_segment({'alg': 'HS256', 'kid': self._kid, 'typ': 'JWT'})}.{_base64(body.encode())}"
         return f"{signed}.{_base64(hmac.digest(self._secret.encode(), signed.encode(), 'sha256'))}"
+
+
+class SignatureForge:
+    """Requests signed with ``key``, a signing key, and what an attacker who has seen one would make of it."""
+
+    def __init__(self, key: NewKey, clock: Clock | None = None) -> None:
+        self._key = key
+        self._clock: Clock = clock if clock is not None else SystemClock()
+
+    def request(
+        self,
+        method: str = "POST",
+        path: str = "/v1/tasks",
+        query: str = "",
+        body: bytes = b"{}",
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        without: tuple[bytes, ...] = (),
+        signed: Sequence[str] = (),
+        secret: str = "",
+        key_id: str = "",
+        ago_s: int = 0,
+        life_s: int = 60,
+    ) -> Presented:
+        """A signed request: a good one with more ``headers``, minus those named in ``without``."""
+        good = {
+            b"host": b"api.example.cn",
+            b"content-type": b"application/json",
+            HASH_HEADER: hashlib.sha256(body).hexdigest().encode(),
+            NONCE_HEADER: secrets.token_hex(16).encode(),
+        }
+        sent = [*((name, value) for name, value in good.items() if name not in without), *headers]
+        authorization = sign(
+            secret or self._key.secret,
+            key_id or self._key.key.id,
+            method,
+            path.encode(),
+            query.encode(),
+            sent,
+            now_s=self._clock.now_us() // 1_000_000 - ago_s,
+            life_s=life_s,
+            signed=signed,
+        )
+        return self.with_body(
+            Presented(
+                method=method,
+                path=path.encode(),
+                query=query.encode(),
+                headers=[*sent, (b"authorization", authorization.encode())],
+            ),
+            body,
+        )
+
+    def with_body(self, request: Presented, body: bytes) -> Presented:
+        """The same request with this body."""
+
+        async def read() -> bytes:
+            return body
+
+        return replace(request, body=read)
+
+    def with_header(self, request: Presented, name: bytes, value: bytes, *, again: bool = False) -> Presented:
+        """The same request with another value of a header, or with one more of it."""
+        return replace(
+            request, headers=[*(each for each in request.headers if again or each[0] != name), (name, value)]
+        )
+
+    def attacks(self) -> dict[str, Presented]:
+        """Requests that must all be refused, by what is wrong with them."""
+        bare = ["host", "content-type", "x-bce-content-sha256", "x-bce-nonce"]
+        other_hash = hashlib.sha256(b"other").hexdigest().encode()
+        return {
+            "another body": self.with_body(self.request(), b"other"),
+            "another body and its hash": self.with_header(
+                self.with_body(self.request(), b"other"), HASH_HEADER, other_hash
+            ),
+            "a body where none was signed": self.with_body(self.request(body=b""), b"{}"),
+            "no hash": self.request(without=(HASH_HEADER,)),
+            "no nonce": self.request(without=(NONCE_HEADER,)),
+            "no host": self.request(without=(b"host",)),
+            "an unsigned hash": self.request(signed=[name for name in bare if name != "x-bce-content-sha256"]),
+            "an unsigned nonce": self.request(signed=[name for name in bare if name != "x-bce-nonce"]),
+            "an unsigned host": self.request(signed=[name for name in bare if name != "host"]),
+            "an unsigned content type": self.request(signed=[name for name in bare if name != "content-type"]),
+            "another nonce": self.with_header(self.request(), NONCE_HEADER, b"0" * 32),
+            "another host": self.with_header(self.request(), b"host", b"evil.example.cn"),
+            "two hosts": self.with_header(self.request(), b"host", b"evil.example.cn", again=True),
+            "two hashes": self.with_header(self.request(), HASH_HEADER, other_hash, again=True),
+            "another method": replace(self.request(), method="DELETE"),
+            "another path": replace(self.request(), path=b"/v1/tasks/1"),
+            "another query": replace(self.request(query="a=1"), query=b"a=2"),
+            "values exchanged": replace(self.request(query="a=1&a=2"), query=b"a=2&a=1"),
+            "one more parameter": replace(self.request(), query=b"a=1"),
+            "a parameter that is not signed": replace(self.request(), query=b"authorization=x"),
+            "expired": self.request(ago_s=61),
+            "made tomorrow": self.request(ago_s=-86_400),
+            "ten years": self.request(life_s=10 * YEAR_S),
+            "ten years, made last year": self.request(life_s=10 * YEAR_S, ago_s=YEAR_S),
+            "another secret": self.request(secret="x" * 43),
+            "no secret": self.request(secret="\0"),  # noqa: S106
+            "another key": self.request(key_id=new_id("dk")),
+            "two authorizations": self.with_header(
+                self.request(), b"authorization", dict(self.request().headers)[b"authorization"], again=True
+            ),
+            "a nonce that is a path": self.request(
+                without=(NONCE_HEADER,), headers=[(NONCE_HEADER, b"../../../../../../etc")]
+            ),
+            "bytes beyond ASCII": self.request(
+                without=(HASH_HEADER,), headers=[(HASH_HEADER, "é".encode("latin-1") * 64)]
+            ),
+        }
 
 
 class AuthConformance:
@@ -258,11 +385,11 @@ class AuthConformance:
         assert (await auth.refresh(first.refresh)).refresh == third.refresh
 
     async def test_parallel_refreshes_have_one_successor(self, auth: Auth, tokens: Tokens) -> None:
-        """Thirty refreshes with one token at once: one rotates, the others are given the same."""
-        done = await asyncio.gather(*(auth.refresh(tokens.refresh) for _ in range(30)))
+        """Two hundred refreshes with one token at once: one rotates, the others are given the same."""
+        done = await asyncio.gather(*(auth.refresh(tokens.refresh) for _ in range(200)))
         assert len({pair.refresh for pair in done}) == 1
-        counted = {outcome: cell.value for outcome, cell in auth._refreshes.items()}
-        assert (counted["rotate"], counted["replay"], counted["reuse"]) == (1, 29, 0)
+        counted = {outcome: cell.value for outcome, cell in auth.sessions._refreshes.items()}
+        assert (counted["rotate"], counted["replay"], counted["reuse"]) == (1, 199, 0)
 
     async def test_an_older_token_ends_the_session(
         self, auth: Auth, clock: ManualClock, tokens: Tokens, events: RecordedEvents
@@ -299,12 +426,19 @@ class AuthConformance:
 
     async def test_a_forged_refresh_token(self, auth: Auth, tokens: Tokens) -> None:
         """Whatever is not exactly a token of ours is invalid, and the session does not notice."""
-        session, counter, mac = tokens.refresh.split(".")
-        flipped = ("A" if mac[0] != "A" else "B") + mac[1:]
-        forged = [f"{session}.2.{mac}", f"{session}.{counter}.{flipped}", f"{session}.0{counter}.{mac}"]
-        odd = ["", ".", "a.b.c", tokens.access, tokens.refresh + "=", tokens.refresh + "\n", f"{session}.-1.{mac}"]
-        unknown = f"ses_{'0' * 26}.{counter}.{mac}"
-        for token in (*forged, *odd, unknown, f"{session}.{'9' * 40}.{mac}", "x" * 100_000, "\ud800"):
+        session, counter, secret, mac = tokens.refresh.split(".")
+        other_mac, other_secret = (("A" if part[0] != "A" else "B") + part[1:] for part in (mac, secret))
+        forged = [
+            f"{session}.2.{secret}.{mac}",
+            f"{session}.{counter}.{secret}.{other_mac}",
+            f"{session}.{counter}.{other_secret}.{mac}",
+            f"{session}.0{counter}.{secret}.{mac}",
+            f"{session}.-1.{secret}.{mac}",
+            f"{session}.{'9' * 40}.{secret}.{mac}",
+            f"ses_{'0' * 26}.{counter}.{secret}.{mac}",
+        ]
+        odd = ["", ".", "a.b.c", "a.b.c.d", tokens.access, tokens.refresh + "=", tokens.refresh + "\n"]
+        for token in (*forged, *odd, "x" * 100_000, "\ud800"):
             with pytest.raises(TokenInvalid):
                 await auth.refresh(token)
         await auth.refresh(tokens.refresh)
@@ -322,6 +456,98 @@ class AuthConformance:
         assert self.who(auth, await auth.refresh(other.refresh)).subject == "u_1"
         assert "auth.logout" in events.names
 
+    async def test_sessions_by_device(self, auth: Auth, clock: ManualClock, tokens: Tokens) -> None:
+        """One's sessions are listed with their devices, the last used first, until they are ended or over."""
+        clock.advance(60)
+        web = await auth.login(Password("a@x.cn", self.SECRET), device="web")
+        here = self.who(auth, tokens)
+        assert [(each.device, each.current) for each in await auth.sessions.list(here)] == [
+            ("web", False),
+            ("phone", True),
+        ]
+        clock.advance(60)
+        await auth.refresh(tokens.refresh)
+        await auth._session_store.write_back()
+        first, *_ = await auth.sessions.list("u_1")
+        assert (first.device, first.last_used_at_us - first.created_at_us) == ("phone", 120_000_000)
+        await auth.sessions.end(here, web.session_id)
+        assert [each.id for each in await auth.sessions.list(here)] == [tokens.session_id]
+        clock.advance(auth.config.refresh_ttl_s)
+        assert await auth.sessions.list(here) == []
+
+    async def test_ending_one_session(self, auth: Auth, tokens: Tokens, events: RecordedEvents) -> None:
+        """A session ended from elsewhere has no access and no refresh; twice is as good as once."""
+        web = await auth.login(Password("a@x.cn", self.SECRET), device="web")
+        for _ in range(2):
+            await auth.sessions.end(self.who(auth, tokens), web.session_id)
+        with pytest.raises(SessionRevoked):
+            self.who(auth, web)
+        with pytest.raises(SessionRevoked):
+            await auth.refresh(web.refresh)
+        await auth.refresh(tokens.refresh)
+        assert events.names.count("auth.session_ended") == 1
+
+    async def test_others_sessions_are_unknown(self, auth: Auth, tokens: Tokens) -> None:
+        """Ending what is somebody else's, in another tenant or nobody's is one and the same error, and ends nothing."""
+        stranger = self.who(auth, await auth.open_session("u_2"))
+        for whose in (stranger, "u_2"):
+            with pytest.raises(SessionUnknown):
+                await auth.sessions.end(whose, tokens.session_id)
+        with pytest.raises(SessionUnknown):
+            await auth.sessions.end("u_1", tokens.session_id, tenant="t2")
+        with pytest.raises(SessionUnknown):
+            await auth.sessions.end("u_1", "ses_nothing")
+        await auth.refresh(tokens.refresh)
+
+    async def test_ending_all_but_one(self, auth: Auth, tokens: Tokens) -> None:
+        """All sessions of one subject end, but for the one that stays; others' go on."""
+        more = [await auth.open_session("u_1") for _ in range(3)]
+        other, elsewhere = await auth.open_session("u_2"), await auth.open_session("u_1", tenant="t2")
+        assert await auth.sessions.end_all("u_1", but=tokens.session_id) == 3
+        for pair in more:
+            with pytest.raises(SessionRevoked):
+                await auth.refresh(pair.refresh)
+        for pair in (tokens, other, elsewhere):
+            await auth.refresh(pair.refresh)
+        assert await auth.sessions.end_all("u_1", but=tokens.session_id) == 0
+
+    async def test_roles_are_read_anew(self, auth: Auth, tokens: Tokens) -> None:
+        """After a change of roles the old access token is stale, and a refresh gives one that knows them."""
+        assert self.who(auth, tokens).roles == ()
+        tokens = await auth.refresh(tokens.refresh)
+        await self.give_roles(auth, "u_1", "editor", epoch=1)
+        with pytest.raises(TokenStale):
+            self.who(auth, tokens)
+        tokens = await auth.refresh(tokens.refresh)
+        assert self.who(auth, tokens).roles == ("editor",)
+        await self.give_roles(auth, "u_1", "", epoch=2)
+        assert self.who(auth, await auth.refresh(tokens.refresh)).roles == ()
+
+    async def give_roles(self, auth: Auth, subject: str, roles: str, *, epoch: int) -> None:
+        """What a change of roles writes."""
+
+        async def write(tx: Tx) -> None:
+            await tx.execute("DELETE FROM daydo_auth_subject WHERE subject = ?", (subject,))
+            await tx.execute(
+                "INSERT INTO daydo_auth_subject (tenant, subject, roles, epoch, disabled_at_us, changed_at_us) "
+                "VALUES ('', ?, ?, ?, 0, 1)",
+                (subject, roles, epoch),
+            )
+            await auth._feed.write(tx, "subject", "", subject, epoch)
+
+        await auth._db.run(write)
+
+    async def test_a_second_proof_stands_in_the_tokens(self, auth: Auth, clock: ManualClock, tokens: Tokens) -> None:
+        """Whoever proves themselves again keeps the session, and the next access token says when that was."""
+        tokens = await auth.refresh(tokens.refresh)
+        before = self.who(auth, tokens).proved_at_us
+        clock.advance(100)
+        session = await auth._db.run(lambda tx: auth.sessions.prove(tx, tokens.session_id))
+        assert session.proved_at_us == before + 100_000_000
+        await auth._session_store.renew(tokens.session_id)
+        tokens = await auth.refresh(tokens.refresh)
+        assert self.who(auth, tokens).proved_at_us == before + 100_000_000
+
     async def test_an_access_token_expires(self, auth: Auth, clock: ManualClock, tokens: Tokens) -> None:
         """An access token works until its last second and not in the next."""
         clock.advance(auth.config.access_ttl_s - 1)
@@ -335,7 +561,7 @@ class AuthConformance:
         principal = self.who(auth, tokens)
         ticket = await auth.issue_ticket(principal)
         done = await asyncio.gather(*(auth.redeem_ticket(ticket) for _ in range(10)), return_exceptions=True)
-        assert [result for result in done if isinstance(result, Principal)] == [principal]
+        assert [result for result in done if isinstance(result, Principal)] == [replace(principal, way="ticket")]
         assert sum(isinstance(result, TicketInvalid) for result in done) == 9
 
     async def test_a_ticket_of_an_ended_session(self, auth: Auth, tokens: Tokens) -> None:
