@@ -26,6 +26,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 LOCK = "requirements.lock"
 # What the tests of a package that stands on these floors use of them, beside what the package itself needs.
 EMBEDDED = {"daydo-db": "sqlalchemy", "daydo-redis": "embedded"}
+IN_PARALLEL = ("--numprocesses=2", "--dist=loadfile")
 
 
 def read_toml(path: Path) -> dict:
@@ -82,7 +83,7 @@ def tests(session: nox.Session) -> None:
     if "--embedded" not in session.posargs:
         get_servers(session)
     install(session, *everything(), "--group", "tests")
-    run(session, "pytest", "--numprocesses=2", "--dist=loadfile", *session.posargs)
+    run(session, "pytest", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -156,7 +157,7 @@ def isolated(session: nox.Session, member: Member, bounds: str) -> None:
     for path in (Path("conftest.py"), Path("pyproject.toml"), *Path().glob(".env.example")):
         shutil.copy(path, folder)
     with session.chdir(folder):
-        run(session, "pytest", "--embedded", str(member.folder), *session.posargs)
+        run(session, "pytest", "--embedded", *IN_PARALLEL, str(member.folder), *session.posargs)
 
 
 @nox.session

@@ -14,19 +14,27 @@ import msgspec
 import pytest
 
 from daydo_auth import Auth, AuthConfig, Password
+from daydo_cache import Cache, CacheConfig
 from daydo_db import Database, DatabaseConfig, migrate
 from daydo_kernel import Config, Health, Metrics, NotStarted, Part, running
 from daydo_observe import Observe, ObserveConfig
 from daydo_pipeline import Flow, Owner, Runs, RunsConfig
 from daydo_quota import Account, Ledger, LedgerConfig
 from daydo_redis import Redis, RedisConfig
+from daydo_sandbox import Sandbox, SandboxConfig
+from daydo_traffic import Limits, LimitsConfig, Shedder, ShedderConfig, Switches, SwitchesConfig, Window
 
 NOUNS: dict[type[Part], type[Config]] = {
     Database: DatabaseConfig,
     Redis: RedisConfig,
     Auth: AuthConfig,
+    Cache: CacheConfig,
     Ledger: LedgerConfig,
     Runs: RunsConfig,
+    Limits: LimitsConfig,
+    Sandbox: SandboxConfig,
+    Shedder: ShedderConfig,
+    Switches: SwitchesConfig,
     Observe: ObserveConfig,
 }
 TOUCHES_THE_WORLD = ("open", "os.", "socket.", "sqlite3.", "subprocess.", "tempfile.", "shutil.")
@@ -50,8 +58,11 @@ def house() -> dict[type[Part], Part]:
     ledger = Ledger(db)
     runs = Runs(db, flows=[small_flow()], quota=ledger)
     auth = Auth(db, redis, AuthConfig(keys={"test": secrets.token_urlsafe(48)}, pepper=secrets.token_urlsafe(48)))
-    parts = [db, redis, auth, ledger, runs]
-    return {type(part): part for part in [*parts, Observe(parts=parts)]}
+    limits = Limits(redis, LimitsConfig(rules={"login": Window(limit=5, period_s=60)}))
+    calm = Shedder(ShedderConfig(lag_begin_s=5, lag_max_s=60))  # a test machine is late at times
+    parts = [db, redis, Cache(redis), auth, ledger, runs, limits, calm, Switches(redis), Sandbox()]
+    named = {type(part).__name__.lower(): part for part in parts}
+    return {type(part): part for part in [*parts, Observe(parts=named)]}
 
 
 # -- made --------------------------------------------------------------------------------------------------------------
@@ -204,7 +215,7 @@ async def test_not_started_says_so(noun: type[Part], name: str) -> None:
 @every_noun
 def test_asynchronous_methods_are_found(noun: type[Part]) -> None:
     """The test above is not empty by accident."""
-    assert methods(noun) or noun is Observe
+    assert methods(noun) or noun in (Observe, Sandbox, Shedder)
 
 
 # -- watched -----------------------------------------------------------------------------------------------------------

@@ -25,8 +25,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path.parent.name.replace("-", "_") for path in ROOT.glob("packages/*/pyproject.toml"))
 # The public doors of a package besides itself; every other module is a room of its own.
 DOORS = (
-    *("asgi", "backup", "errors", "expand", "explain", "fields", "litestar", "metrics", "migrate", "piccolo"),
-    *("prometheus", "sharding", "snapshots", "sqlalchemy", "testing", "watchdog"),
+    *(
+        "addresses",
+        "asgi",
+        "backup",
+        "errors",
+        "expand",
+        "explain",
+        "fields",
+        "litestar",
+        "metrics",
+        "migrate",
+        "piccolo",
+    ),
+    *("prometheus", "serving", "sharding", "snapshots", "sqlalchemy", "testing", "watchdog", "wechat"),
 )
 
 

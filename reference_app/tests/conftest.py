@@ -10,9 +10,10 @@ import pytest
 
 from daydo_db.testing import Backend, fresh_database
 from reference_app.main import migrate_schema
+from reference_app.outside import outside_world
 from reference_app.server import ServiceProcess
 from reference_app.settings import load_settings
-from reference_app.testing import Client, Deployment
+from reference_app.testing import GENEROUS, TOWN, Client, Deployment, Town
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +37,19 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A running service, shared by the tests of one module."""
     folder: Path = tmp_path_factory.mktemp(request.param)
     environment = request.getfixturevalue("shared_backends") if request.param == "mariadb-redis" else {}
-    with ServiceProcess(folder, {**environment, "DAYDO_AUTH__BCRYPT_ROUNDS": "4"}) as process:
+    with ServiceProcess(folder, {**environment, **GENEROUS, "DAYDO_AUTH__BCRYPT_ROUNDS": "4"}) as process:
         yield Deployment(process.url, folder, process.log)
+
+
+@pytest.fixture(scope="module", params=["embedded", "mariadb-redis"])
+def town(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    """A running service whose users have phones and WeChat: the simulators are its outside world."""
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    shared = request.getfixturevalue("shared_backends") if request.param == "mariadb-redis" else {}
+    with outside_world() as (sandbox, outside):
+        environment = {**shared, **outside, **GENEROUS, **TOWN, "DAYDO_DATA_DIR": str(folder)}
+        with ServiceProcess(folder, environment) as process:
+            yield Town(process.url, folder, process.log, environment, sandbox)
 
 
 @pytest.fixture

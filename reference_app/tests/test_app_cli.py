@@ -88,6 +88,7 @@ def test_the_demo_takes_a_picture_of_ones_own_and_ends_with_a_json_line(tmp_path
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["task"], summary["quota"]) == ("succeeded", "confirmed")
+    assert summary["phone"].startswith("138****")
     with Image.open(summary["result"]) as picture:
         assert (picture.mode, picture.size) == ("RGBA", (400, 300))
         assert picture.getextrema()[3][0] == 0

@@ -1,4 +1,4 @@
-"""The command ``daydo``: serve, demo, migrate, check, db."""
+"""The command ``daydo``: serve, demo, migrate, check, db, routes, admin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from daydo_kernel import DaydoError
 
-from . import database_cli, demo
+from . import admin_cli, database_cli, demo, routes_cli
 from .check import check
 from .main import compose, migrate_schema
 from .server import CANNOT_START, SERVE, CannotStart, ServiceDidNotStart, bind, serve, stop_with_parent, supervise
@@ -111,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lambda _: asyncio.run(check(load_settings())))
 
     database_cli.add_to(commands)
+    routes_cli.add_to(commands)
+    admin_cli.add_to(commands)
     return parser
 
 
@@ -133,7 +135,7 @@ def _serve(options: argparse.Namespace) -> int:
         service = compose(settings)
         # uvicorn raises the signal again once it has stopped in good order.
         with suppress(KeyboardInterrupt):
-            serve(service.app, listener, drain_s=settings.drain_s, begin_drain=service.begin_drain)
+            serve(service.app, listener, drain_s=settings.drain_s, begin_drain=service.begin_drain, http=service.http)
     except Exception as error:
         _log_why(error, settings)
         return cannot

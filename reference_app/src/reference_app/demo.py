@@ -1,13 +1,14 @@
-"""A tour of the running service: register, log in, upload, cut out with live progress, look at the ledger.
+"""A tour of the running service: register, log in, bind a phone, cut out with live progress, look at the ledger.
 
 It talks to its own service over HTTP, as any client would, on a temporary data folder that is removed at the end;
-only the picture stays. Progress goes to standard error; with ``--once`` the last line of standard output is a JSON
-summary.
+only the picture stays. The phone is one of daydo-sandbox's, which plays the SMS gateway. Progress goes to standard
+error; with ``--once`` the last line of standard output is a JSON summary.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import shutil
 import signal
@@ -23,6 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from daydo_sandbox import Sandbox
+
+from .outside import outside_world
 from .server import ServiceProcess
 
 # The astronaut Eileen Collins, photographed by NASA: public domain.
@@ -40,9 +44,12 @@ def run(*, once: bool, image: Path | None) -> int:
     """Take the tour; then exit (``once``) or keep serving until Ctrl-C. Returns the exit status."""
     photo = image or sample_photo()
     photo.stat()  # a wrong name should not cost the start of a service
-    with _service() as url, httpx.Client(base_url=f"{url}/api/v1", timeout=_TASK_TIMEOUT_S) as client:
-        summary = _tour(client, photo)
-        summary["url"] = url
+    with (
+        _service() as (url, sandbox),
+        httpx.Client(base_url=f"{url}/api/v1", timeout=_TASK_TIMEOUT_S) as client,
+    ):
+        user = _enter(client, sandbox)
+        summary = {**_tour(client, photo), **user, "url": url}
         if once:
             print(msgspec.json.encode(summary).decode(), flush=True)  # noqa: T201
             return 0
@@ -66,12 +73,27 @@ def sample_photo() -> Path:
     return Path(str(found.locate()))
 
 
-def _tour(client: httpx.Client, photo: Path) -> dict[str, Any]:
+def _enter(client: httpx.Client, sandbox: Sandbox) -> dict[str, Any]:
+    """Become somebody: by password, then by a code to a phone of their own, with a fresh pair of tokens."""
     email, password = f"demo-{secrets.token_hex(4)}@example.com", f"Demo-{secrets.token_hex(8)}!"
     _say("Register", _call(client, "POST", "/auth/register", json={"email": email, "password": password})["user"]["id"])
     session = _call(client, "POST", "/auth/login", json={"email": email, "password": password})
     client.headers["Authorization"] = f"Bearer {session['access_token']}"
     _say("Log in", session["user"]["email"])
+    phone = f"138{secrets.randbelow(10**8):08}"
+    _call(client, "POST", "/auth/sms-codes", json={"phone": phone, "purpose": "bind"})
+    code = re.findall(r"\d{6}", sandbox.sms.messages(phone)[0].text)[0]
+    user = _call(client, "POST", "/users/me/phone", json={"phone": phone, "code": code})
+    _say("Phone", f"{user['phone']}, by a code from the simulated SMS gateway")
+    tokens = _call(client, "POST", "/auth/refresh", json={"refresh_token": session["refresh_token"]})
+    client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
+    _say("Refresh", "the next pair of tokens; the session stays")
+    invite = _call(client, "POST", "/users/me/invites")["code"]
+    _say("Invite", f"{invite}, to give away")
+    return {"user_id": user["id"], "phone": user["phone"], "invite_code": invite}
+
+
+def _tour(client: httpx.Client, photo: Path) -> dict[str, Any]:
     feature = next(item for item in _call(client, "GET", "/features")["items"] if item["name"] == "cutout")
     _say("Feature", f"{feature['title']}: {feature['price']} credits")
     with photo.open("rb") as file:
@@ -148,12 +170,13 @@ def _show_ledger(entries: list[dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def _service() -> Iterator[str]:
+def _service() -> Iterator[tuple[str, Sandbox]]:
     folder = Path(tempfile.mkdtemp(prefix="daydo-demo-data-"))
     try:
         with contextlib.ExitStack() as stack:
             with console.status("Starting the service"):
-                service = stack.enter_context(ServiceProcess(folder))
-            yield service.url
+                sandbox, environment = stack.enter_context(outside_world())
+                service = stack.enter_context(ServiceProcess(folder, environment))
+            yield service.url, sandbox
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,16 +15,26 @@ from daydo_db import Database, Tx, read_now_us
 from daydo_kernel import new_id
 from daydo_quota.rows import NEVER_US
 
-from .accounts.service import CREDITS, TENANT
+from .accounts.config import CREDITS, TENANT
 
 _HOUR_US = 3_600_000_000
-_YEAR_US = 365 * 24 * _HOUR_US
+_DAY_US = 24 * _HOUR_US
+_YEAR_US = 365 * _DAY_US
 _ROWS_AN_INSERT = 200
 _DUE_ACCOUNTS = 20
 _OPEN_HOLDS = 50
 _STUCK = 3
 # InnoDB estimates ranges at up to twice their size and never above half the table: a larger share hides its plans.
 _WHALE_SHARE = 0.15
+# What a sweeper has left, for the next one.
+_UNSWEPT = 50
+# Sessions live for a month, and keys are bounded: even the busiest person has no more of them.
+_MOST_SESSIONS, _LIVE_KEYS, _DEAD_KEYS = 200, 10, 25
+_REST_US, _LIFE_US = 7 * _DAY_US, 30 * _DAY_US
+_ROLES_OF_A_TENANT = 10
+# Free codes are counted by whoever fills the pool up, one worker now and then.
+_POOL = 200
+_CODE_SIGNS = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"
 FLOW, UNKNOWN_FLOW = "cutout/1", "retired/1"
 
 
@@ -48,8 +58,12 @@ class Generator:
 
     async def fill(self) -> People:
         """All of it, in the one transaction."""
-        await self._accounts()
+        await self._identities()
+        await self._sessions()
+        await self._roles()
+        await self._keys()
         await self._profiles()
+        await self._invites()
         await self._uploads()
         await self._books()
         await self._barriers()
@@ -71,44 +85,156 @@ class Generator:
             insert = f"INSERT INTO {table} ({', '.join(some[0])}) VALUES {', '.join([row] * len(some))}"  # noqa: S608
             await self._tx.execute(insert, [value for one in some for value in one.values()])
 
-    async def _accounts(self) -> None:
-        who = list(enumerate(self._subjects))
-        identities = [
-            {"tenant": TENANT, "login": f"u{n}@example.com", "subject": subject, "created_at_us": self._past_us()}
-            for n, subject in who
-        ]
-        passwords = [
-            {"tenant": TENANT, "subject": subject, "hashed": "$2b$04$", "changed_at_us": self._past_us()}
-            for _, subject in who
-        ]
+    # Auth: everybody has an address and a password, every other one WeChat, too. Of the feed, which is kept for some
+    # hours, most is of a while ago, when many sessions were ended at once.
+
+    async def _identities(self) -> None:
+        identities, passwords = [], []
+        for n, subject in enumerate(self._subjects):
+            names = [("login", _email(n))] + ([("wechat:app", f"openid-{n}")] if n % 2 else [])
+            for kind, login in names:
+                made_us = self._past_us()
+                identities.append(
+                    {
+                        "tenant": TENANT,
+                        "kind": kind,
+                        "login": login,
+                        "subject": subject,
+                        "created_at_us": made_us,
+                        "verified_at_us": made_us if kind != "login" else 0,
+                    }
+                )
+            passwords.append(
+                {"tenant": TENANT, "subject": subject, "hashed": "$2b$04$", "changed_at_us": self._past_us()}
+            )
         await self._insert("daydo_auth_identity", identities)
         await self._insert("daydo_auth_password", passwords)
-        await self._insert("daydo_auth_session", [self._session(n) for n in range(self._rows)])
 
-    def _session(self, n: int) -> dict[str, Any]:
-        opened_us = self._past_us()
-        revoked_us = self._now_us - n * 1_000_000 if n < 2 * _STUCK else self._random.choice((0, opened_us + 1))
+    async def _sessions(self) -> None:
+        whale, *others = self._subjects
+        mine = min(_MOST_SESSIONS, self._rows // 5)
+        owners = [whale] * mine + self._random.choices(others, k=self._rows - mine)
+        await self._insert("daydo_auth_session", [self._session(n, owner) for n, owner in enumerate(owners)])
+        changes = [self._change(new_id("ses"), self._random.randint(70, 115)) for _ in range(self._rows)]
+        changes += [self._change(new_id("ses"), self._random.randint(1, 60)) for _ in range(self._rows // 20)]
+        changes += [self._change(new_id("ses"), self._random.randint(125, 180)) for _ in range(_UNSWEPT)]
+        await self._insert("daydo_auth_revocation", changes)
+
+    def _session(self, n: int, owner: str) -> dict[str, Any]:
+        age_us = self._random.randrange(_HOUR_US, _LIFE_US - _HOUR_US)
+        if n % (self._rows // _UNSWEPT) == 0:
+            age_us += _LIFE_US
+        opened_us = self._now_us - age_us
+        used_us = opened_us + self._random.randrange(min(age_us, _LIFE_US))
+        revoked_us = self._random.choice((0, used_us + 1))
         return {
             "id": new_id("ses"),
             "tenant": TENANT,
-            "subject": self._owner(),
+            "subject": owner,
             "device": "phone",
-            "salt": b"salt",
+            "secret_hash": bytes(32),
             "counter": 1,
             "created_at_us": opened_us,
-            "rotated_at_us": opened_us,
-            "refresh_by_us": opened_us + _HOUR_US,
-            "expires_at_us": opened_us + _YEAR_US,
+            "proved_at_us": opened_us,
+            "rotated_at_us": used_us,
+            "refresh_by_us": used_us + _REST_US,
+            "expires_at_us": opened_us + _LIFE_US,
             "revoked_at_us": revoked_us,
             "revoked_for": "logout" if revoked_us else "",
         }
 
+    def _change(self, session_id: str, minutes: int) -> dict[str, Any]:
+        at_us = self._now_us - minutes * 60_000_000
+        return {"kind": "session", "tenant": TENANT, "name": session_id, "epoch": 0, "at_us": at_us}
+
+    async def _roles(self) -> None:
+        tenants = ["", TENANT, *(f"t{n}" for n in range(self._rows // 5 // _ROLES_OF_A_TENANT))]
+        roles = [
+            {
+                "tenant": tenant,
+                "name": f"{tenant}r{n}",
+                "inherits": "",
+                "permissions": "photos:read photos:write",
+                "changed_at_us": self._past_us(),
+            }
+            for tenant in tenants
+            for n in range(_ROLES_OF_A_TENANT)
+        ]
+        subjects = [
+            {
+                "tenant": TENANT,
+                "subject": subject,
+                "roles": "",
+                "epoch": 0,
+                "disabled_at_us": 0,
+                "changed_at_us": self._past_us(),
+            }
+            for subject in self._subjects
+        ]
+        await self._insert("daydo_auth_role", roles)
+        await self._insert("daydo_auth_role_table", [{"tenant": tenant, "epoch": 1} for tenant in tenants])
+        await self._insert("daydo_auth_subject", subjects)
+
+    async def _keys(self) -> None:
+        whale, *others = self._subjects
+        keys = [self._key(whale, dead=n < _DEAD_KEYS) for n in range(_DEAD_KEYS + _LIVE_KEYS)]
+        keys += [self._key(self._random.choice(others), dead=n % 2 == 0) for n in range(self._rows // 2)]
+        await self._insert("daydo_auth_api_key", keys)
+
+    def _key(self, owner: str, *, dead: bool) -> dict[str, Any]:
+        made_us = self._past_us()
+        return {
+            "id": new_id("dk"),
+            "tenant": TENANT,
+            "subject": owner,
+            "kind": "bearer",
+            "name": "script",
+            "hashed": bytes(32),
+            "scopes": "photos:read",
+            "created_at_us": made_us,
+            "expires_at_us": 0,
+            "revoked_at_us": made_us + 1 if dead else 0,
+            "used_at_us": made_us,
+        }
+
+    # The application: every other one has a phone, and most have only registered. Codes that were given away are mostly
+    # used, many of them the whale's.
+
     async def _profiles(self) -> None:
+        strangers = [new_id("user") for _ in range(self._rows - len(self._subjects))]
         profiles = [
-            {"id": subject, "tenant": TENANT, "email": f"u{n}@example.com", "created_at_us": self._past_us()}
-            for n, subject in enumerate(self._subjects)
+            {
+                "id": subject,
+                "tenant": TENANT,
+                "phone": f"138{n:08}" if n % 2 else None,
+                "email": _email(n),
+                "created_at_us": self._past_us(),
+            }
+            for n, subject in enumerate([*self._subjects, *strangers])
         ]
         await self._insert("app_profile", profiles)
+
+    async def _invites(self) -> None:
+        codes: set[str] = set()
+        while len(codes) < self._rows + _POOL:
+            codes.add("".join(self._random.choices(_CODE_SIGNS, k=8)))
+        invites = [self._invite(code, free=n < _POOL, used=n % 20 > 0) for n, code in enumerate(sorted(codes))]
+        self._random.shuffle(invites)
+        await self._insert("app_invite", invites)
+        await self._insert("app_invite_pool", [{"tenant": TENANT}])
+
+    def _invite(self, code: str, *, free: bool, used: bool) -> dict[str, Any]:
+        taken_us = self._past_us()
+        return {
+            "code": code,
+            "tenant": TENANT,
+            "owner": None if free else self._owner(),
+            "op_key": None if free else code,
+            "taken_at_us": 0 if free else taken_us,
+            "claimed_by": None if free or not used else self._random.choice(self._subjects),
+            "claimed_at_us": 0 if free or not used else taken_us + 1,
+            "created_at_us": taken_us,
+        }
 
     async def _uploads(self) -> None:
         uploads = [
@@ -345,6 +471,10 @@ class Generator:
             "body": msgspec.json.encode(body).decode(),
             "at_us": run["created_at_us"],
         }
+
+
+def _email(n: int) -> str:
+    return f"u{n}@example.com"
 
 
 async def fill(db: Database, *, rows: int, seed: int = 1) -> People:

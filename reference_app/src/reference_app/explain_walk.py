@@ -6,68 +6,41 @@ A test compares what was sent with the places in the sources that send: a query 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
-from daydo_auth import Auth, AuthConfig, Password, RefreshReused
 from daydo_db import Database
 from daydo_db.piccolo import bind
-from daydo_db.telemetry import Sent
 from daydo_kernel import Draining, Page, new_id
 from daydo_pipeline import Owner, ProviderCall, Run, Runs, RunsConfig
 from daydo_quota import Account, Entry, InsufficientQuota, Ledger, LedgerConfig
 from daydo_quota.rows import NEVER_US
 from daydo_quota.saga import Action, barrier, forget
-from daydo_redis import Redis
 
-from .accounts.service import CREDITS, TENANT, Accounts, Contact, SignUpCredits
-from .accounts.tables import Profile
+from .accounts.config import CREDITS, TENANT
+from .accounts.tables import TABLES
+from .explain_accounts import walk_accounts
 from .explain_data import People
+from .explain_steps import PAGE, WAIT_S, leaf, sent
 from .images.config import ImagesConfig
 from .images.features import PROVIDER, features_of, flow_of
 from .images.repository import Uploads
 from .images.tables import Upload
 
-_PASSWORD = "Correct-horse-7"  # noqa: S105 - of a user of a scratch database
-_PAGE = 20
-_WAIT_S = 60.0
-
 
 async def walk(db: Database, people: People) -> None:
     """All of it; ``db`` holds what :mod:`reference_app.explain_data` makes and is given up afterwards."""
-    bind([Profile, Upload], db)
+    bind([*TABLES, Upload], db)
     ledger = Ledger(db, LedgerConfig(sweep_interval_s=0, audit_interval_s=0))
-    await _walk_accounts(db, ledger)
     async with ledger:
+        await walk_accounts(db, ledger, people)
         await _walk_quota(db, ledger, people)
         await _walk_time(db, ledger)
         await _walk_sagas(db)
         await _walk_uploads(db, people)
         await _walk_runs(db, ledger, people)
     await _walk_roll_up(db, people)
-
-
-async def _walk_accounts(db: Database, ledger: Ledger) -> None:
-    redis = Redis("embedded://")  # For tickets, which are not walked: never opened.
-    contact = Contact(email="walker@example.com")
-    async with ledger, Auth(db, redis, _auth_config(rounds=4)) as auth:
-        accounts = Accounts(db, auth, ledger, SignUpCredits(welcome=100, daily=10))
-        profile, tokens = await accounts.register(contact, _PASSWORD, device="desk")
-        await accounts.login(contact, _PASSWORD, device="phone")
-        await auth.refresh(tokens.refresh)
-        with suppress(RefreshReused):
-            await auth.refresh(tokens.refresh)
-        again = await auth.open_session(profile.id, tenant=TENANT)
-        await auth.logout(auth.verify(f"Bearer {again.access}"))
-    async with Auth(db, redis, _auth_config(rounds=5)) as auth:  # A newer recipe: the hash is replaced.
-        await auth.login(Password(contact.login, _PASSWORD), tenant=TENANT)
-
-
-def _auth_config(*, rounds: int) -> AuthConfig:
-    keys, pepper = {"walk": "0123456789abcdef" * 4}, "fedcba9876543210" * 4
-    return AuthConfig(keys=keys, pepper=pepper, bcrypt_rounds=rounds, replay_window_s=0)
 
 
 async def _walk_quota(db: Database, ledger: Ledger, people: People) -> None:
@@ -99,7 +72,7 @@ async def _walk_quota(db: Database, ledger: Ledger, people: People) -> None:
             await ledger.balance(account, tx=tx)
         await ledger.balance(account)
         await ledger.accounts(TENANT, subject)
-        await _leaf(partial(_history, ledger, subject))
+        await leaf(partial(_history, ledger, subject))
         await ledger.history(TENANT, subject, unit=CREDITS)
     await ledger.grant(Account(TENANT, new_id("user"), CREDITS), 1, key=new_id("walk"))
     async with db.transaction() as tx:
@@ -123,7 +96,7 @@ async def _walk_time(db: Database, ledger: Ledger) -> None:
 async def _walk_roll_up(db: Database, people: People) -> None:
     config = LedgerConfig(sweep_interval_s=0, audit_interval_s=0, entries_kept_s=86_400, roll_up_accounts=10)
     async with Ledger(db, config) as ledger:
-        page = await ledger.history(TENANT, people.whale, limit=_PAGE)
+        page = await ledger.history(TENANT, people.whale, limit=PAGE)
         await ledger.upkeep.roll_up_all()
         await ledger.history(TENANT, people.whale, cursor=page.next_cursor)  # what followed it is gone
 
@@ -138,16 +111,7 @@ async def _walk_sagas(db: Database) -> None:
 
 
 async def _history(ledger: Ledger, subject: str, cursor: str | None) -> Page[Entry]:
-    return await ledger.history(TENANT, subject, cursor=cursor, limit=_PAGE)
-
-
-async def _leaf(read: Callable[[str | None], Awaitable[Page[Any]]]) -> None:
-    """Pages to the end, but at most as many as show that a deep one costs what the first does."""
-    cursor = None
-    for _ in range(_PAGE):
-        cursor = (await read(cursor)).next_cursor
-        if cursor is None:
-            return
+    return await ledger.history(TENANT, subject, cursor=cursor, limit=PAGE)
 
 
 async def _walk_uploads(db: Database, people: People) -> None:
@@ -164,6 +128,8 @@ async def _walk_uploads(db: Database, people: People) -> None:
     )
     await uploads.add(upload)
     await uploads.find(TENANT, people.whale, [upload.id, new_id("upload")])
+    await uploads.owned(TENANT, people.whale, PAGE)
+    await uploads.remove(TENANT, people.whale, [upload.id])
 
 
 class _StandIn:
@@ -192,35 +158,22 @@ async def _walk_runs(db: Database, ledger: Ledger, people: People) -> None:
         with suppress(InsufficientQuota):
             await runs.start("cutout", {"photo": ""}, owner=Owner(TENANT, new_id("user")), key="poor")
         await _follow(runs, whale, cursor, {started.id, flaky.id}, endless)
-        await _sent(db, "FROM daydo_pipeline_step WHERE worker_id = ?")  # The heartbeat's last statement.
+        await sent(db, "FROM daydo_pipeline_step WHERE worker_id = ?")  # The heartbeat's last statement.
         async with aclosing(runs.events(whale)) as live:
             waits = asyncio.ensure_future(anext(live))
-            await _sent(db, "SELECT tenant, subject, seq FROM daydo_pipeline_owner")  # Has another process told more?
+            await sent(db, "SELECT tenant, subject, seq FROM daydo_pipeline_owner")  # Has another process told more?
             waits.cancel()
             await asyncio.wait([waits])
         await runs.get(whale, started.id)
         await runs.cancel(whale, endless.id)
-        await _leaf(lambda cursor: runs.list(whale, cursor=cursor, limit=_PAGE))
+        await leaf(lambda cursor: runs.list(whale, cursor=cursor, limit=PAGE))
         await _follow(runs, whale, "0", {endless.id}, None)
-
-
-async def _sent(db: Database, part: str) -> None:
-    """Return once a statement with ``part`` in it is sent, by a task of the runs."""
-    heard = asyncio.Event()
-
-    def listen(sent: Sent) -> None:
-        if part in sent.statement.text.replace("%s", "?"):
-            heard.set()
-
-    with db.telemetry.listening(listen):
-        async with asyncio.timeout(_WAIT_S):
-            await heard.wait()
 
 
 async def _follow(runs: Runs, owner: Owner, cursor: str, ends: set[str], runs_on: Run | None) -> None:
     """Read events until the runs ``ends`` are over and ``runs_on`` has told of its progress."""
     waiting = ends | ({runs_on.id} if runs_on else set())
-    async with asyncio.timeout(_WAIT_S), aclosing(runs.events(owner, cursor)) as events:
+    async with asyncio.timeout(WAIT_S), aclosing(runs.events(owner, cursor)) as events:
         async for event in events:
             told = event.name == "step.progress" if runs_on and event.run_id == runs_on.id else event.name in _OVER
             if told:

@@ -7,6 +7,7 @@ dies, the pipe closes and the worker stops as if it had been asked to.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -58,8 +59,15 @@ class CannotStart(Exception):
     """The application did not come up; the reason is the ``__cause__``."""
 
 
-def serve(app: ASGIApp, listener: socket.socket, *, drain_s: float, begin_drain: Callable[[], None]) -> None:
-    """Serve ``app`` in this process until SIGINT or SIGTERM.
+def serve(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    drain_s: float,
+    begin_drain: Callable[[], None],
+    http: type[asyncio.Protocol],
+) -> None:
+    """Serve ``app`` in this process until SIGINT or SIGTERM, speaking ``http``.
 
     Raises:
         CannotStart: it never served.
@@ -67,6 +75,7 @@ def serve(app: ASGIApp, listener: socket.socket, *, drain_s: float, begin_drain:
     start = _Start(app)
     config = uvicorn.Config(
         start,
+        http=http,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -23,18 +23,26 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta
 
-from daydo_auth import AuthConfig
+from daydo_auth import AuthConfig, RoleSpec
+from daydo_auth.asgi import ShieldConfig
+from daydo_auth.wechat import WeChatConfig
+from daydo_cache import CacheConfig
 from daydo_db import Database, DatabaseConfig
 from daydo_db.backup import BackupsConfig
 from daydo_db.config import parse_url
 from daydo_kernel import Config
+from daydo_kernel.addresses import TrustedProxies
 from daydo_observe import ObserveConfig
 from daydo_pipeline import RunsConfig
 from daydo_quota import LedgerConfig
 from daydo_redis import Redis, RedisConfig
 
+from .accounts.config import InvitesConfig
 from .images.config import ImagesConfig
 from .images.workers import ImageWorkersConfig
+from .roles import ROLES
+from .sms import SmsConfig
+from .traffic import TrafficConfig
 
 PREFIX = "DAYDO_"
 SECRET_LENGTH_MIN = 32
@@ -102,6 +110,13 @@ class Settings(Config, frozen=True, kw_only=True):
     host: Annotated[str, Meta(description="address to listen on", examples=["0.0.0.0"])] = "127.0.0.1"  # noqa: S104
     port: Annotated[int, Meta(ge=0, le=65_535, description="0 takes a free one", examples=[8000])] = 8000
     workers: Annotated[int, Meta(ge=1, le=64, description="processes that share the port", examples=[4])] = 1
+    trusted_proxies: Annotated[
+        str,
+        Meta(
+            description="networks of your proxies, separated by spaces: they say in X-Forwarded-For who is asking",
+            examples=["10.0.0.0/8"],
+        ),
+    ] = ""
     drain_s: Annotated[
         float, Meta(gt=0, le=120, description="how long a stop waits for requests under way", examples=[10.0])
     ] = 10.0
@@ -133,10 +148,16 @@ class Settings(Config, frozen=True, kw_only=True):
     database: DatabaseConfig = DatabaseConfig()
     backup: BackupSettings = BackupSettings()
     redis: RedisConfig = RedisConfig()
+    cache: CacheConfig = CacheConfig()
     auth: AuthConfig = AuthConfig()
+    invites: InvitesConfig = InvitesConfig()
+    sms: SmsConfig = SmsConfig()
+    wechat: WeChatConfig = WeChatConfig()
+    shield: ShieldConfig = ShieldConfig()
     quota: LedgerConfig = LedgerConfig()
     pipeline: RunsConfig = RunsConfig()
     observe: ObserveConfig = ObserveConfig(service="daydo")
+    traffic: TrafficConfig = TrafficConfig()
 
     @property
     def data_path(self) -> Path:
@@ -149,6 +170,11 @@ class Settings(Config, frozen=True, kw_only=True):
     @property
     def on_embedded_database(self) -> bool:
         return not self.database_url or self.database_url.startswith("sqlite:")
+
+    @property
+    def roles(self) -> dict[str, RoleSpec]:
+        """The built-in roles: the service's own, and what the environment adds or says otherwise."""
+        return ROLES | self.auth.roles
 
     @property
     def resolved_database_url(self) -> str:
@@ -184,7 +210,10 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path = Path(
     problems += _complete_secrets(values)
     if problems:
         raise SettingsInvalid(problems)
-    settings = msgspec.convert(values, Settings)
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:  # values that do not go together, within one section
+        raise SettingsInvalid([_section_problem(str(error))]) from None
     if problems := _contradictions(settings):
         raise SettingsInvalid(problems)
     return settings
@@ -304,12 +333,21 @@ def _contradictions(settings: Settings) -> list[str]:
     problems = []
     if settings.workers > 1 and settings.redis_url.startswith("embedded:"):
         problems.append("DAYDO_WORKERS needs a shared Redis; for example DAYDO_REDIS_URL=redis://127.0.0.1:6379/0")
+    if bool(settings.wechat.appid) != bool(settings.wechat.secret):
+        problems.append(
+            "DAYDO_WECHAT__APPID and DAYDO_WECHAT__SECRET go together; for example DAYDO_WECHAT__APPID=wx0123456789"
+        )
     run_s = settings.pipeline.run_deadline_s + settings.pipeline.hold_margin_s
     if run_s > settings.quota.max_hold_ttl_s:
         problems.append(
             f"a run may hold credits for {run_s:g} s, longer than DAYDO_QUOTA__MAX_HOLD_TTL_S allows; for example "
             f"DAYDO_QUOTA__MAX_HOLD_TTL_S={run_s:g}"
         )
+    try:
+        AuthConfig(roles=settings.roles).require_roles()
+    except ValueError as error:
+        example = '{"auditor": {"permissions": ["users:read"], "inherits": ["support"]}}'
+        problems.append(f"DAYDO_AUTH__ROLES: {error}; for example DAYDO_AUTH__ROLES={example}")
     try:
         location = parse_url(settings.resolved_database_url)
         Database(settings.resolved_database_url, settings.database)
@@ -320,10 +358,20 @@ def _contradictions(settings: Settings) -> list[str]:
             problems.append(f"DAYDO_DATABASE_URL: there is no folder {folder}; for example: mkdir -p {folder}")
         problems += _bad_replicas(settings)
     try:
+        TrustedProxies(settings.trusted_proxies.split())
+    except ValueError as error:
+        problems.append(f"DAYDO_TRUSTED_PROXIES: {error}; for example DAYDO_TRUSTED_PROXIES=10.0.0.0/8")
+    try:
         Redis(settings.redis_url, settings.redis)
     except ValueError as error:
         problems.append(f"DAYDO_REDIS_URL: {error}; for example DAYDO_REDIS_URL=redis://127.0.0.1:6379/0")
     return problems
+
+
+def _section_problem(said: str) -> str:
+    """``… - at `$.traffic.limits` `` as a setting's name and what is wrong with it."""
+    problem, _, path = said.partition(" - at `$.")
+    return f"{PREFIX}{path.rstrip('`').upper().replace('.', '__')}: {problem}"
 
 
 def _bad_replicas(settings: Settings) -> list[str]:
@@ -340,7 +388,7 @@ def _bad_replicas(settings: Settings) -> list[str]:
 
 
 def _shown(name: str, value: str) -> str:
-    return "***" if "SECRET" in name or "PEPPER" in name or "://" in value else repr(value)
+    return "***" if any(word in name for word in ("SECRET", "PEPPER", "TOKEN")) or "://" in value else repr(value)
 
 
 def _example(name: str, hint: Any) -> str:

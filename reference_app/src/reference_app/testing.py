@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -13,7 +17,29 @@ import httpx
 from PIL import Image, ImageDraw
 from websockets.sync.client import ClientConnection, connect
 
+from daydo_sandbox import Sandbox
+
+from .settings import is_setting
+
 PASSWORD = "Correct-horse-7"  # noqa: S105 - of users that live for one test
+# Settings of a service that is not tested for its limits, and is not to run into them, however busy the machine is.
+GENEROUS = {
+    "DAYDO_TRAFFIC__LIMIT_FACTOR": "1000",
+    "DAYDO_TRAFFIC__SHEDDER__LAG_BEGIN_S": "5",
+    "DAYDO_TRAFFIC__SHEDDER__LAG_MAX_S": "30",
+    "DAYDO_TRAFFIC__SHEDDER__IN_FLIGHT_BEGIN": "500",
+    "DAYDO_TRAFFIC__SHEDDER__IN_FLIGHT_MAX": "2000",
+}
+# Settings of a service in which many tests ask for codes one after the other.
+TOWN = {
+    "DAYDO_AUTH__BCRYPT_ROUNDS": "4",
+    "DAYDO_AUTH__CODE_INTERVAL_S": "0",
+    "DAYDO_AUTH__CODES_PER_ADDRESS": "10000",
+    "DAYDO_AUTH__CODE_WRONG_PER_ADDRESS": "10000",
+    "DAYDO_INVITES__POOL_SIZE": "20",
+    "DAYDO_INVITES__INVITER_CREDITS": "30",
+    "DAYDO_INVITES__INVITED_CREDITS": "20",
+}
 _numbers = itertools.count(1)
 
 
@@ -29,6 +55,30 @@ class Deployment(NamedTuple):
         return {path for path in (self.folder / "files").rglob("*") if path.is_file()}
 
 
+class Town(NamedTuple):
+    """A running service with the simulators of its outside world: phones and WeChat."""
+
+    url: str
+    folder: Path
+    log: Path
+    environment: dict[str, str]
+    sandbox: Sandbox
+
+    def code(self, client: Client, phone: str, purpose: str = "login") -> str:
+        """The code that arrives on ``phone``."""
+        client.ok("POST", "/auth/sms-codes", json={"phone": phone, "purpose": purpose})
+        return str(re.findall(r"\d{6}", self.sandbox.sms.messages(phone[-11:])[0].text)[0])
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """``daydo …`` beside the service."""
+        ours = {name: value for name, value in os.environ.items() if not is_setting(name)}
+        command = [sys.executable, "-m", "reference_app.cli", *arguments]
+        environment = {**ours, **self.environment}
+        return subprocess.run(
+            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+        )
+
+
 class Client:
     """One user's connection; ``register`` makes the user."""
 
@@ -42,10 +92,14 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.http.close()
 
-    def register(self) -> Self:
-        email = f"user{next(_numbers)}-{time.time_ns()}@example.com"
-        session = self.ok("POST", "/auth/register", json={"email": email, "password": PASSWORD})
-        self.email = email
+    def register(self, **given: Any) -> Self:
+        """A new user, by e-mail; ``given`` goes along."""
+        self.email = f"user{next(_numbers)}-{time.time_ns()}@example.com"
+        return self.enter(self.ok("POST", "/auth/register", json={"email": self.email, "password": PASSWORD, **given}))
+
+    def enter(self, session: dict[str, Any]) -> Self:
+        """Go on as whom ``session`` is for."""
+        self.session = session
         self.user_id = session["user"]["id"]
         self.http.headers["Authorization"] = f"Bearer {session['access_token']}"
         return self

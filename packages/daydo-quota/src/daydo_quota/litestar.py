@@ -35,6 +35,7 @@ from .asgi import BrokenStream, hold_request, request_key, settling
 from .blocks import OpenHold
 from .errors import (
     AccountBusy,
+    BadName,
     BalanceLimit,
     HoldCancelled,
     HoldConfirmed,
@@ -201,7 +202,12 @@ def quota_router(ledger: Ledger, owner: Owner, path: str = "/") -> Router:
     async def accounts(request: Request[Any, Any, Any]) -> Envelope[Page[AccountBalance]]:
         return ok(Page(items=await ledger.accounts(*owner(request))))
 
-    @get("/history", summary="What happened to the quota, newest first", operation_id="QuotaHistory")
+    @get(
+        "/history",
+        summary="What happened to the quota, newest first",
+        operation_id="QuotaHistory",
+        responses=refusals(BadName),
+    )
     async def history(
         request: Request[Any, Any, Any], unit: UnitQuery = None, cursor: CursorQuery = None, limit: LimitQuery = 50
     ) -> Envelope[Page[HistoryEntry]]:
@@ -383,7 +389,12 @@ def quota_admin_router(ledger: Ledger, actor: Owner, path: str = "/", *, guards:
     async def accounts(request: Request[Any, Any, Any], subject: SubjectQuery) -> Envelope[Page[AccountBalance]]:
         return ok(Page(items=await ledger.accounts(actor(request)[0], subject)))
 
-    @get("/history", summary="What happened to a subject's quota, newest first", operation_id="QuotaAdminHistory")
+    @get(
+        "/history",
+        summary="What happened to a subject's quota, newest first",
+        operation_id="QuotaAdminHistory",
+        responses=refusals(BadName),
+    )
     async def history(
         request: Request[Any, Any, Any],
         subject: SubjectQuery,

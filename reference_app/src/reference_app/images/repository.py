@@ -24,3 +24,14 @@ class Uploads:
         owned = (Upload.tenant == tenant) & (Upload.subject == subject) & Upload.id.is_in(ids)
         uploads = await run(Upload.objects().where(owned), self._db)
         return {upload.id: upload for upload in uploads}
+
+    async def owned(self, tenant: str, subject: str, limit: int) -> list[Upload]:
+        """Some of a user's, at most ``limit``."""
+        owned = (Upload.tenant == tenant) & (Upload.subject == subject)
+        found: list[Upload] = await run(Upload.objects().where(owned).limit(limit), self._db)
+        return found
+
+    async def remove(self, tenant: str, subject: str, ids: list[str]) -> None:
+        """Delete these rows; the files are gone already."""
+        owned = (Upload.tenant == tenant) & (Upload.subject == subject) & Upload.id.is_in(ids)
+        await run(Upload.delete().where(owned), self._db)

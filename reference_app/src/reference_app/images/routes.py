@@ -14,14 +14,17 @@ from litestar.response import File, Response, Stream
 from msgspec import UNSET, UnsetType
 
 from daydo_auth import Principal
-from daydo_auth.litestar import authenticated, ticketed
+from daydo_auth.litestar import anyone, authenticated, ticketed
 from daydo_db.paging import CURSOR_CHARS_MAX
 from daydo_kernel import Envelope, NotFound, Page, PayloadTooLarge, get_context, isoformat, new_id, ok
 from daydo_kernel.litestar import ApiRequest, read_form, refusals
 from daydo_pipeline import Owner, Run, RunError, RunEvent
 from daydo_pipeline.errors import KeyConflict, Overloaded, RunFinished, RunUnknown
 from daydo_quota import InsufficientQuota
+from daydo_traffic import FeatureOff, Switches
+from reference_app.traffic import FEATURE, LIVE, REDUCED_UPLOAD_SHARE, TASKS, UPLOADS
 
+from .catalogue import Catalogue
 from .config import ImagesConfig
 from .dto import FeatureOut, TaskError, TaskEvent, TaskIn, TaskOut, TaskStep, UploadIn, UploadOut
 from .errors import BrokenImage, EmptyImage, ImageTooLarge, ResultNotReady, UnsupportedImage, WorkersBusy
@@ -33,6 +36,8 @@ MULTIPART_OVERHEAD = 64 * 1024
 
 Service = NamedDependency[SkipValidation[Images]]
 Configuration = NamedDependency[SkipValidation[ImagesConfig]]
+Features = NamedDependency[SkipValidation[Catalogue]]
+FeatureSwitches = NamedDependency[SkipValidation[Switches]]
 PageCursor = Annotated[
     str | None, Parameter(max_length=CURSOR_CHARS_MAX, description="the `next_cursor` of the page before")
 ]
@@ -46,6 +51,7 @@ class UploadsController(Controller):
 
     @post(
         "/",
+        opt=UPLOADS,
         summary="Upload a photo",
         before_request=read_form,
         responses=refusals(PayloadTooLarge, EmptyImage, ImageTooLarge, UnsupportedImage, BrokenImage, WorkersBusy),
@@ -56,10 +62,13 @@ class UploadsController(Controller):
         request: ApiRequest,
         images: Service,
         config: Configuration,
+        switches: FeatureSwitches,
     ) -> Envelope[UploadOut]:
         """Keep a JPEG, PNG or WebP picture of at most 40 megapixels."""
-        photo = await data.file.read(config.upload_bytes_max + 1)
-        if len(photo) > config.upload_bytes_max:
+        reduced = switches.require("uploads") == "reduced"
+        bytes_max = config.upload_bytes_max // (REDUCED_UPLOAD_SHARE if reduced else 1)
+        photo = await data.file.read(bytes_max + 1)
+        if len(photo) > bytes_max:
             raise PayloadTooLarge()
         upload = await images.keep(_owner(request.user), photo)
         return ok(
@@ -76,9 +85,10 @@ class UploadsController(Controller):
 class FeaturesController(Controller):
     path = "/features"
     tags = ("images",)
+    guards = (anyone,)
 
     @get("/", summary="List the features")
-    async def features(self, images: Service) -> Envelope[Page[FeatureOut]]:
+    async def features(self, catalogue: Features) -> Envelope[Page[FeatureOut]]:
         """What can be done with a photo, and for how many credits."""
         found = [
             FeatureOut(
@@ -88,7 +98,7 @@ class FeaturesController(Controller):
                 inputs=list(feature.inputs),
                 params=list(feature.params),
             )
-            for feature in images.features.values()
+            for feature in await catalogue.features()
         ]
         return ok(Page(items=found))
 
@@ -98,18 +108,26 @@ class TasksController(Controller):
     tags = ("tasks",)
     guards = (authenticated,)
 
-    @post("/", summary="Start a task", responses=refusals(InsufficientQuota, KeyConflict, Overloaded))
+    @post(
+        "/",
+        opt=TASKS,
+        summary="Start a task",
+        responses=refusals(InsufficientQuota, KeyConflict, Overloaded, FeatureOff),
+    )
     async def start(
         self,
         data: TaskIn,
         request: ApiRequest,
         images: Service,
+        switches: FeatureSwitches,
         idempotency_key: Annotated[
             str | None,
             Parameter(header="Idempotency-Key", pattern=r"^[!-~]{1,64}$", description="repeats return the same task"),
         ] = None,
     ) -> Response[Envelope[TaskOut]]:
         """Hold the feature's price and start. Without an Idempotency-Key every call is a task of its own."""
+        if data.feature in images.features:
+            switches.require(FEATURE + data.feature)
         key = idempotency_key or new_id("once")
         run = await images.start(_owner(request.user), data.feature, data.inputs, data.params, key)
         headers = {} if run.created else {"Idempotent-Replayed": "true"}
@@ -154,6 +172,7 @@ class LiveController(Controller):
     path = "/tasks/events"
     tags = ("tasks",)
     guards = (ticketed,)
+    opt = LIVE
 
     @get("/", summary="Live task events", media_type="text/event-stream")
     async def stream(
@@ -182,7 +201,7 @@ class LiveController(Controller):
         await over_websocket(socket, events, config.stream_comment_s)
 
 
-def images_router(images: Images, config: ImagesConfig) -> Router:
+def images_router(images: Images, catalogue: Catalogue, config: ImagesConfig, switches: Switches) -> Router:
     """The routes below ``/uploads``, ``/features`` and ``/tasks``."""
     return Router(
         path="/",
@@ -190,7 +209,9 @@ def images_router(images: Images, config: ImagesConfig) -> Router:
         request_max_body_size=config.upload_bytes_max + MULTIPART_OVERHEAD,
         dependencies={
             "images": Provide(lambda: images, sync_to_thread=False),
+            "catalogue": Provide(lambda: catalogue, sync_to_thread=False),
             "config": Provide(lambda: config, sync_to_thread=False),
+            "switches": Provide(lambda: switches, sync_to_thread=False),
         },
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from piccolo.columns import BigInt, Integer, Varchar
 from piccolo.table import Table
 
-from daydo_db.piccolo import Id
+from daydo_db.piccolo import Id, Index
 
 
 class Upload(Table, tablename="app_upload"):
@@ -19,3 +19,4 @@ class Upload(Table, tablename="app_upload"):
     height = Integer(default=None)
     size_bytes = Integer(default=None)
     created_at_us = BigInt(default=None)
+    by_owner = Index([tenant, subject])

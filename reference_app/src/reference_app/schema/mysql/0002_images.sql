@@ -9,3 +9,5 @@ CREATE TABLE app_upload (
   created_at_us BIGINT NOT NULL,
   PRIMARY KEY (id)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 /*M! COLLATE=utf8mb4_nopad_bin */ /*!80017 COLLATE=utf8mb4_0900_bin */;
+
+CREATE INDEX app_upload_by_owner ON app_upload (tenant, subject);

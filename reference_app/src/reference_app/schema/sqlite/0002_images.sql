@@ -9,3 +9,5 @@ CREATE TABLE app_upload (
   created_at_us INTEGER NOT NULL,
   PRIMARY KEY (id)
 );
+
+CREATE INDEX app_upload_by_owner ON app_upload (tenant, subject);
