@@ -9,7 +9,7 @@ import pytest
 
 from daydo_auth import AuthConfig
 from daydo_auth.permissions import CompiledRoles, RoleTable
-from reference_app.roles import ROLES
+from reference_app.roles import EVERYBODY, ROLES
 from reference_app.settings import SettingsInvalid, load_settings
 
 SOURCES = Path(__file__).parents[1] / "src"
@@ -33,7 +33,7 @@ def test_every_guard_is_somebodys() -> None:
         for guard in re.findall(r"permitted\(([^)]*)\)", source.read_text("utf-8"))
         for permission in re.findall(r'"([^"]+)"', guard)
     }
-    compiled = CompiledRoles(RoleTable(), AuthConfig(roles=ROLES).built_in_roles)
+    compiled = CompiledRoles(RoleTable(), AuthConfig(roles=ROLES).built_in_roles, EVERYBODY)
     given = compiled.permissions("", ("operator", "support"))
     assert asked
     assert sorted(permission for permission in asked if not given.may(permission)) == []

@@ -297,5 +297,5 @@ def test_the_table_of_routes_can_be_read(tmp_path: Path) -> None:
     """One line a route, with way in, permission, limit and CSRF."""
     lines = [line.split() for line in daydo_routes(tmp_path).stdout.splitlines()]
     grant = next(line for line in lines if line[:2] == ["POST", "/api/v1/admin/quota/grants"])
-    assert {"authenticated", "bearer,", "quota:admin", "user", "cookies"} <= set(grant)
+    assert {"authenticated", "bearer", "key", "quota:admin", "user", "cookies"} <= set(grant)
     assert ["GET", "/health/live", "anyone"] in [line[:3] for line in lines]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from litestar import Litestar, get
+from litestar.connection import ASGIConnection
 
+from daydo_auth import Principal
+from daydo_auth.errors import TokenInvalid
+from daydo_kernel.addresses import TrustedProxies
 from daydo_traffic.litestar import route_limits
 from reference_app.main import compose
 from reference_app.server import ServiceProcess
 from reference_app.settings import SettingsInvalid, load_settings
 from reference_app.testing import PASSWORD, Client, photo
-from reference_app.traffic import RULES
+from reference_app.traffic import RULES, Callers
 
 FEW = {
     "anonymous": {"kind": "bursty", "limit": 6, "period_s": 3_600},
@@ -103,9 +110,42 @@ def test_routes_have_the_rules_that_are_theirs(tmp_path):
     assert rules["GET", "/api/v1/tasks"] == both
     assert rules["POST", "/api/v1/uploads"] == {"uploads", *both}
     assert rules["GET", "/api/v1/tasks/events"] == rules["WEBSOCKET", "/api/v1/tasks/events"] == {"live"}
-    for (_, path), found in rules.items():
-        if path.endswith("/sms-codes"):
-            assert "sms_codes" in found
+    assert rules["POST", "/api/v1/auth/sms-codes"] == {"sms_codes", *both}
+    for secret in ("auth/web/login", "auth/wechat-login", "auth/password-reset", "auth/step-up", "users/me/password"):
+        assert rules["POST", f"/api/v1/{secret}"] == {"login", *both}, f"{secret}: who guesses gets five tries"
+
+
+GOOD, BAD = (b"authorization", b"Bearer good"), (b"authorization", b"Bearer bad")
+KEY, COOKIE = (b"authorization", b"Bearer dk_1_x"), (b"cookie", b"a=b; __Host-daydo-access=good")
+
+
+@pytest.mark.parametrize(
+    ("headers", "known"),
+    [
+        ([GOOD], True),
+        ([COOKIE], True),
+        ([GOOD, COOKIE], True),
+        ([], False),
+        ([BAD], False),
+        ([BAD, COOKIE], False),
+        ([GOOD, BAD], False),
+        ([COOKIE, (b"cookie", b"__Host-daydo-access=other")], False),
+        ([KEY], False),
+    ],
+)
+def test_callers_are_known_by_token_or_cookie(headers, known):
+    """By what costs no I/O; whoever shows anything else counts for their address, until a guard has looked."""
+
+    class Verifier:
+        def verify(self, header: str | None) -> Principal:
+            if header != "Bearer good":
+                raise TokenInvalid
+            return Principal("", "u_7")
+
+    auth: Any = Verifier()
+    connection: Any = ASGIConnection({"type": "http", "headers": headers})
+    principal = Callers(auth, TrustedProxies([])).principal(connection)
+    assert (principal is not None) is known
 
 
 def test_the_limits_are_the_stated_ones():
@@ -166,6 +206,16 @@ def test_refusals_are_counted_too(strict, method, path):
         assert (answers[6].status_code, answers[6].json()["error"]) == (429, "traffic.rate_limited")
 
 
+def test_a_granted_preflight_spends_nothing(strict):
+    """A page of an origin that may call us has all its allowance for what it asks; other origins are counted."""
+    asks = {"Access-Control-Request-Method": "POST"}
+    with strict.visitor() as visitor:
+        for origin, statuses in ((strict.url, {204}), ("https://elsewhere.example.cn", {403})):
+            answers = [visitor.call("OPTIONS", "/features", headers={"Origin": origin, **asks}) for _ in range(4)]
+            assert {answer.status_code for answer in answers} == statuses
+        assert visitor.call("GET", "/features").headers["ratelimit"].startswith('"anonymous";r=1')
+
+
 def test_users_are_limited_as_users(strict):
     """Behind one address of a carrier each has an allowance, and a bad token does not make one a user."""
     with strict.user() as first, strict.user() as second, strict.visitor("203.0.113.1") as stranger:
@@ -178,6 +228,36 @@ def test_users_are_limited_as_users(strict):
         forged = first.http.headers["Authorization"][:-3] + "xxx"
         answer = stranger.call("GET", "/users/me", headers={"Authorization": forged})
         assert (answer.status_code, answer.headers["ratelimit-policy"]) == (401, '"anonymous";q=6;w=3600')
+
+
+def test_a_key_spends_its_owners_allowance(strict):
+    """From whatever address: making keys makes nobody a second user. A forged one counts for its address."""
+    with strict.user() as owner, strict.visitor() as machine, strict.visitor() as stranger:
+        key = {"name": "partner", "scopes": ["image:create", "image:read"]}
+        secret = owner.ok("POST", "/api-keys", json=key)["secret"]
+        machine.http.headers["Authorization"] = f"Bearer {secret}"
+        assert machine.call("GET", "/tasks").headers["ratelimit-policy"] == '"user";q=30;w=3600'
+        assert machine.upload(photo())
+        assert owner.upload(photo())
+        assert machine.call("POST", "/uploads", files={"file": ("a.jpg", photo())}).status_code == 429
+        stranger.http.headers["Authorization"] = f"Bearer {secret[:-3]}xxx"
+        answer = stranger.call("GET", "/tasks")
+        assert (answer.status_code, answer.headers["ratelimit-policy"]) == (401, '"anonymous";q=6;w=3600')
+
+
+def test_two_hundred_refreshes_at_once_are_answered(strict):
+    """Of one token, from one address of a carrier: all of them, and with one successor."""
+
+    async def refresh_all(token: str) -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=strict.url, limits=limits, timeout=60) as http:
+            body = {"refresh_token": token}
+            return await asyncio.gather(*(http.post("/api/v1/auth/refresh", json=body) for _ in range(200)))
+
+    with strict.user() as user:
+        answers = asyncio.run(refresh_all(user.session["refresh_token"]))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["data"]["refresh_token"] for answer in answers}) == 1
 
 
 def test_what_a_client_claims_to_be_is_not_believed(strict):

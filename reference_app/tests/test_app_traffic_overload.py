@@ -30,6 +30,8 @@ GET = b"GET /api/v1/features HTTP/1.1\r\nHost: x\r\n"
     [
         (GET + b"\r\n", Priority.NORMAL),
         (GET + b"AUTHORIZATION: Bearer x\r\n\r\n", Priority.HIGH),
+        (GET + b"Cookie: a=b; __Host-daydo-access=x\r\n\r\n", Priority.HIGH),
+        (GET + b"Cookie: a=b\r\n\r\n", Priority.NORMAL),
         (b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", Priority.NORMAL),
         (GET, None),
         (GET + b"\r\n" + GET + b"\r\n", None),
@@ -74,7 +76,9 @@ class Door(NamedTuple):
 @pytest.fixture
 async def door() -> AsyncIterator[Door]:
     """Three may be under way; nearly nobody is let in beyond that."""
-    config = ShedderConfig(lag_begin_s=5, lag_max_s=60, in_flight_begin=0, in_flight_max=3, admit_share=0.001)
+    config = ShedderConfig(
+        patience_s=0, lag_begin_s=5, lag_max_s=60, in_flight_begin=0, in_flight_max=3, admit_share=0.001
+    )
     async with Shedder(config) as shedder:
 
         async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daydo_auth import AuthConfig, CodesLimited, CodeWrong, LoginUnusable, SenderUnavailable
+from daydo_auth import AuthConfig, CodesLimited, CodesUnavailable, CodeWrong, LoginUnusable, SenderUnavailable
 from daydo_auth.codes import Codes
 from daydo_auth.logins import channel_of, mask_login, normalize_login
 from daydo_kernel import Metrics
 from daydo_kernel.testing import ManualClock, RecordedEvents
-from daydo_redis import Redis, RedisError
+from daydo_redis import Redis
 
 PHONE = "13812345678"
 
@@ -49,7 +49,7 @@ class Worker:
     def __init__(self, redis: Redis, config: Any, clock: ManualClock | None) -> None:
         self.out, self.events, self.metrics = Outbox(), RecordedEvents(), Metrics("test")
         senders: Any = {"phone": self.out, "email": self.out}
-        self.codes = Codes(redis, config, senders, clock, self.events, self.metrics, lambda: None)
+        self.codes = Codes(redis, config, senders, clock, self.events, self.metrics, require_started=lambda: None)
 
     def counted(self, family: str) -> dict[str, float]:
         cells = {"sends": self.codes._sends, "checks": self.codes._checks}[family]
@@ -470,7 +470,7 @@ async def test_a_sender_that_hangs_is_left(memory: Redis, configure: Any) -> Non
 async def test_no_sender_no_code(memory: Redis, configure: Any) -> None:
     """Where nobody carries mail, an address is no login for a code."""
     events = RecordedEvents()
-    codes = Codes(memory, configure(), {"phone": Outbox()}, None, events, Metrics("test"), lambda: None)
+    codes = Codes(memory, configure(), {"phone": Outbox()}, None, events, Metrics("test"), require_started=lambda: None)
     with pytest.raises(LoginUnusable):
         await codes.send("a@x.cn", "login")
 
@@ -489,9 +489,10 @@ async def test_redis_away(configure: Any, clock: ManualClock) -> None:
     """Nothing is sent and no code is believed."""
     async with Redis("redis://127.0.0.1:1") as redis:
         worker = Worker(redis, configure(), clock)
-        with pytest.raises(RedisError):
+        with pytest.raises(CodesUnavailable) as refused:
             await worker.codes.send(PHONE, "login")
-        with pytest.raises(RedisError):
+        assert refused.value.retry_after_s
+        with pytest.raises(CodesUnavailable):
             await worker.codes.check(PHONE, "123456", "login")
         assert worker.out.sent == []
 

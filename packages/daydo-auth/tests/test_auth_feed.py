@@ -127,6 +127,20 @@ async def test_a_late_commit_is_found(db: Database, configure: Any, clock: Manua
             assert two._feed.session_ended("ses_late")
 
 
+async def test_a_host_that_slept_looks_back_as_far(db: Database, configure: Any, clock: ManualClock) -> None:
+    """A suspended host's own clock stood still: what others have revoked meanwhile is found by its first look."""
+    config = configure(revocation_poll_s=60)
+    async with (
+        Redis(NOWHERE) as away,
+        Auth(db, away, config, clock=clock) as one,
+        Auth(db, away, config, clock=clock) as two,
+    ):
+        await change(one, "session", "ses_9")
+        clock.advance(config.access_ttl_s / 2)
+        await two._feed.read()
+        assert two._feed.session_ended("ses_9")
+
+
 async def test_what_is_old_is_forgotten(auth: Auth, clock: ManualClock) -> None:
     """A change is known for revocation_keep_s, and known_since_us says from when on everything is."""
     await change(auth, "session", "ses_9")
@@ -183,10 +197,10 @@ async def test_callbacks_hear_a_change_once(sqlite: Database, memory: Redis, con
 
 async def test_epochs_only_rise(auth: Auth) -> None:
     """Of two changes the later counts, in whichever order they arrive; a token of the newest epoch is good."""
+    tokens = await auth.open_session("u_1")
     for epoch in (2, 5, 4):
         await change(auth, "subject", "u_1", epoch)
     assert auth._feed.subject_epoch("", "u_1") == 5
-    tokens = await auth.open_session("u_1")
     with pytest.raises(TokenStale):
         auth.verify(f"Bearer {tokens.access}")
     await auth._db.execute("UPDATE daydo_auth_subject SET roles = 'editor', epoch = 5")

@@ -137,6 +137,15 @@ async def test_a_tenants_role_replaces_the_one_for_all(auth: Auth) -> None:
         await auth.roles.drop("staff", tenant="t1")
 
 
+async def test_no_ticket_with_roles_of_before(auth: Auth) -> None:
+    """Whoever loses a role between being let in and asking for a ticket gets none."""
+    await auth.roles.assign("u_1", ["support"])
+    before = who(auth, await auth.open_session("u_1"))
+    await auth.roles.assign("u_1", [])
+    with pytest.raises(TokenStale):
+        await auth.issue_ticket(before)
+
+
 async def test_a_ticket_goes_by_the_roles_of_its_use(auth: Auth) -> None:
     """A ticket of a demoted person opens nothing, and one of a narrow key is no wider than the key."""
     await auth.roles.define("editor", permissions=["image:*"])
@@ -369,6 +378,45 @@ async def test_of_two_admins_at_once_both_count(auth: Auth) -> None:
     assert await auth.roles.of("u_1") == Standing(("r0",), 19)
 
 
+async def test_nobody_waits_for_each_other(auth: Auth) -> None:
+    """Whoever shuts somebody out, forgets them, lets them prove themselves or gives them roles locks in one order.
+
+    Each goes as far as it comes while another holds what it wants next; a deadlock would be repeated, and counted.
+    """
+    await auth.register(Password("a@x.cn", GOOD), subject="u_1")
+    me = who(auth, await auth.login(Password("a@x.cn", GOOD)))
+    insert = (
+        "INSERT INTO daydo_auth_role (inherits, permissions, tenant, name, changed_at_us) VALUES ('', 'x', '', ?, 1)"
+    )
+    await auth._db.execute(insert, ("news",))  # which this worker has not heard of
+
+    async def hold_subject(tx: Tx) -> None:
+        await auth.roles.hold(tx, "", "u_1")
+
+    async def hold_roles(tx: Tx) -> None:
+        await auth.roles._store.lock_roles(tx, "")
+
+    async def end_sessions(tx: Tx) -> None:
+        await auth.sessions.end_all("u_1", tx=tx)
+
+    steps: list[tuple[Any, Any, Any]] = [
+        (hold_roles, lambda: auth.roles.assign("u_1", ["news"]), hold_subject),
+        (hold_subject, lambda: auth.step_up(me, Password("a@x.cn", GOOD)), end_sessions),
+        (hold_subject, lambda: auth.forget("u_1"), end_sessions),
+    ]
+    retries = auth._db._retries.value
+    for first, other, then in steps:
+        await auth.open_session("u_1")
+        async with auth._db.transaction() as tx:
+            await first(tx)
+            meanwhile = asyncio.create_task(other())
+            await asyncio.wait([meanwhile], timeout=0.2)  # as far as it comes without us
+            await then(tx)
+        await asyncio.gather(meanwhile, return_exceptions=True)
+    assert auth._db._retries.value == retries
+    assert await auth.roles.of("u_1") == Standing(), "the last one was forgotten"
+
+
 async def test_two_halves_of_a_circle_do_not_meet(auth: Auth) -> None:
     """``a`` inherits ``b`` and ``b`` inherits ``a``, defined at once, in one tenant and for all: one is refused."""
     for tenant in ("", "t1"):
@@ -461,6 +509,29 @@ async def test_every_worker_knows(db: Database, configure: Any, way: str) -> Non
         await until(is_stale)
 
 
+async def test_a_token_tells_of_newer_roles(db: Database, configure: Any) -> None:
+    """A worker that has heard of no change reads the roles when it sees a token that was made with newer ones."""
+    config = configure(revocation_poll_s=60, session_store="sql", roles_refresh_s=3_600)
+    async with Redis("redis://127.0.0.1:1/0") as redis, Auth(db, redis, config) as one, Auth(db, redis, config) as two:
+        await one.roles.define("a", permissions=["x"])
+        await one.roles.assign("u_1", ["a"])
+        tokens = await one.open_session("u_1")
+        assert not who(two, tokens).may("x"), "it does not know yet"
+        await until(lambda: who(two, tokens).may("x"))
+
+
+async def test_newer_roles_that_are_no_more(sqlite: Database, memory: Redis, configure: Any) -> None:
+    """Tokens from before the database was restored make nobody read the roles at each request."""
+    source = Cached(RoleTable())
+    async with Auth(sqlite, memory, configure(revocation_poll_s=60), role_source=source) as auth:
+        for _ in range(5):
+            auth.roles.notice("", 7)
+            await until(lambda: source.loads >= 2)  # at the start, and once since
+            await asyncio.sleep(0)
+        await auth.roles.reload()  # waits for whoever reads
+        assert source.loads == 3
+
+
 async def test_a_worker_that_starts_later_knows(db: Database, memory: Redis, configure: Any) -> None:
     """Roles of before are there with the first request."""
     async with Auth(db, memory, configure()) as one:
@@ -477,12 +548,12 @@ class Cached:
     def __init__(self, table: RoleTable) -> None:
         self.table = table
         self.loads = 0
-        self.fails = False
+        self.error: Exception | None = None
 
     async def load(self) -> RoleTable:
         self.loads += 1
-        if self.fails:
-            raise ConnectionLost
+        if self.error is not None:
+            raise self.error
         return self.table
 
 
@@ -497,15 +568,25 @@ async def test_a_cache_in_front_of_the_table(sqlite: Database, memory: Redis, co
         seen = source.loads
         await until(lambda: source.loads > seen + 2)
         assert auth.roles.lag_s > 0
-        source.fails = True
+        source.error = ConnectionLost()
         await until(lambda: any("roles cannot be read" in record.getMessage() for record in caplog.records))
         assert allowed("", ("a",)).may("x")
-        source.table, source.fails = RoleTable((Role("a", ("y",)),), {"": 2}), False
+        source.table, source.error = RoleTable((Role("a", ("y",)),), {"": 2}), None
         await until(lambda: auth.roles.lag_s == 0)
         assert [*allowed("", ("a",))] == ["y"]
         source.table = RoleTable((Role("a", ("x",)),), {"": 1})
         await auth.roles.reload()
         assert [*allowed("", ("a",))] == ["y"]
+
+
+async def test_a_change_is_done_whatever_the_source_says(sqlite: Database, memory: Redis, configure: Any) -> None:
+    """A source that fails after the commit, however it fails, does not make a change look as if it had not been."""
+    source = Cached(RoleTable())
+    async with Auth(sqlite, memory, configure(), role_source=source) as auth:
+        source.error = KeyError("a cache of yours")
+        assert (await auth.roles.define("a", permissions=["x"])).name == "a"
+        await auth.roles.drop("a")
+        assert await auth.roles.list() == ()
 
 
 async def test_defining_while_loading(auth: Auth) -> None:
@@ -558,6 +639,21 @@ async def test_what_is_forgotten_is_gone(auth: Auth) -> None:
     await auth.roles.assign("u_1", ["support"])
     await auth._db.run(lambda tx: auth.roles.forget(tx, "", "u_1"))
     assert (await auth._db.query("SELECT COUNT(*) FROM daydo_auth_subject")).rows == [(0,)]
+
+
+async def test_who_was_forgotten_may_come_again(auth: Auth) -> None:
+    """A name that is given again soon after is not stale for what its first bearer's roles have been through."""
+    tokens = await auth.open_session("u_1")
+    await auth.roles.assign("u_1", ["support"])
+    await auth.forget("u_1")
+    with pytest.raises(SessionRevoked):
+        who(auth, tokens)
+    again = await auth.open_session("u_1")
+    assert who(auth, again).roles == ()
+    assert who(auth, await auth.refresh(again.refresh)).roles == ()
+    await auth.roles.assign("u_1", ["support"])
+    with pytest.raises(TokenStale):
+        who(auth, again)
 
 
 async def test_every_refusal_is_an_answer(auth: Auth) -> None:

@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from daydo_auth import Auth, Password, RefreshReused, SessionRevoked, SessionsUnavailable, TicketInvalid
+from daydo_auth import (
+    Auth,
+    Password,
+    RefreshReused,
+    SessionRevoked,
+    SessionsUnavailable,
+    TicketInvalid,
+    TicketsUnavailable,
+)
 from daydo_db import Database, DbError, SchemaOutdated, migrate
 from daydo_kernel.testing import RecordedEvents
-from daydo_redis import Redis, RedisError
+from daydo_redis import Redis
 
 GOOD = "Correct-Horse-7"
 
@@ -139,9 +147,9 @@ async def test_redis_goes_away(sqlite: Database, configure: Any) -> None:
     """Without Redis no ticket is made and none is believed, and nobody refreshes unless the database counts."""
     async with Redis("redis://127.0.0.1:1/0") as redis, Auth(sqlite, redis, configure()) as auth:
         tokens = await enter(auth)
-        with pytest.raises(RedisError):
+        with pytest.raises(TicketsUnavailable):
             await auth.issue_ticket(auth.verify(f"Bearer {tokens.access}"))
-        with pytest.raises(RedisError):
+        with pytest.raises(TicketsUnavailable):
             await auth.redeem_ticket("x" * 43)
         with pytest.raises(SessionsUnavailable) as refused:
             await auth.refresh(tokens.refresh)

@@ -80,7 +80,7 @@ async def test_limits_and_says_so() -> None:
 
 async def test_sheds_before_it_limits() -> None:
     """Under pressure 503 with Retry-After, and no unit is spent; the critical pass."""
-    config = ShedderConfig(in_flight_begin=0, in_flight_max=1, admit_share=0.001)
+    config = ShedderConfig(patience_s=0, in_flight_begin=0, in_flight_max=1, admit_share=0.001)
     async with Limits(None, CONFIG) as limits, Shedder(config) as shedder:
 
         def priority(scope: Any) -> Priority:
@@ -171,7 +171,7 @@ async def test_a_live_stream_is_not_work() -> None:
 
 async def test_a_server_that_has_asked_is_not_asked_again() -> None:
     """Its visit goes on with the request; one that claimed to be more than it is, is asked again as what it is."""
-    config = ShedderConfig(in_flight_begin=0, in_flight_max=2, admit_share=0.001)
+    config = ShedderConfig(patience_s=0, in_flight_begin=0, in_flight_max=2, admit_share=0.001)
     async with Shedder(config) as shedder:
         app = TrafficMiddleware(hello, shedder=shedder, priority=lambda scope: Priority.LOW)
         claims = {Priority.LOW: 200, Priority.HIGH: 503}

@@ -232,7 +232,7 @@ def test_unknown_rules_stop_the_start() -> None:
 
 async def test_shedding_comes_first() -> None:
     """Under pressure 503 before anything is spent; the critical pass; nothing stays in flight."""
-    shedder = Shedder(ShedderConfig(in_flight_begin=0, in_flight_max=1, admit_share=0.001))
+    shedder = Shedder(ShedderConfig(patience_s=0, in_flight_begin=0, in_flight_max=1, admit_share=0.001))
     app = make(shedder)
     async with app.lifespan(), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
         with shedder.admit(Priority.CRITICAL):

@@ -13,7 +13,9 @@ from daydo_kernel import NotStarted
 from daydo_redis.testing import eventually
 from daydo_traffic import Overloaded, Priority, Shedder, ShedderConfig
 
-CONFIG = ShedderConfig(lag_begin_s=0, lag_max_s=9, in_flight_begin=0, in_flight_max=1_000, admit_share=0.1)
+CONFIG = ShedderConfig(
+    patience_s=0, lag_begin_s=0, lag_max_s=9, in_flight_begin=0, in_flight_max=1_000, admit_share=0.1
+)
 
 
 def pressed(lag_s: float) -> Shedder:
@@ -114,7 +116,7 @@ def test_in_flight_is_never_wrong(asked: list[tuple[Priority, float]]) -> None:
 
 async def test_it_measures_the_loop() -> None:
     """A loop that is held up has lag, health and metrics say so, and it passes."""
-    async with Shedder(ShedderConfig(probe_s=0.001, lag_begin_s=0.02, lag_max_s=0.2)) as shedder:
+    async with Shedder(ShedderConfig(patience_s=0, probe_s=0.001, lag_begin_s=0.02, lag_max_s=0.2)) as shedder:
         async with asyncio.timeout(10):
             while (await shedder.health()).status == "ok":
                 time.sleep(0.1)  # noqa: ASYNC251 (the held-up loop is what is tested)
@@ -140,3 +142,40 @@ def test_bounds_in_order() -> None:
     """What begins after its end is refused."""
     with pytest.raises(ValueError, match="lag_begin_s < lag_max_s"):
         ShedderConfig(lag_begin_s=1, lag_max_s=1)
+    with pytest.raises(ValueError, match="burst_max"):
+        ShedderConfig(in_flight_max=100, burst_max=99, in_flight_begin=1)
+
+
+def test_a_crowd_is_met_with_patience_and_a_siege_is_not() -> None:
+    """Pressure refuses nobody before it has lasted; then it does, and at once when it comes back before it is calm."""
+    shedder = Shedder(ShedderConfig(patience_s=1.0, in_flight_begin=0, in_flight_max=100, burst_max=150))
+    shedder._running = True
+    visits = [shedder.admit() for _ in range(120)]
+    assert shedder.pressure == 0
+    shedder._endure(0.6)
+    shedder._endure(0.5)
+    assert shedder.pressure == 1
+    with pytest.raises(Overloaded):
+        shedder.admit()
+    for visit in visits:
+        visit.leave()
+    shedder._endure(0.9)
+    again = [shedder.admit() for _ in range(30)]
+    assert shedder.pressure > 0
+    for visit in again:
+        visit.leave()
+    shedder._endure(1.1)
+    for _ in range(30):
+        shedder.admit()
+    assert shedder.pressure == 0
+
+
+def test_there_is_a_crowd_that_is_too_big_at_any_time() -> None:
+    """Beyond ``burst_max`` under way nobody waits to see whether it lasts."""
+    shedder = Shedder(ShedderConfig(in_flight_begin=0, in_flight_max=10, burst_max=20, admit_share=0.001))
+    shedder._running = True
+    for _ in range(20):
+        shedder.enter()
+    with pytest.raises(Overloaded):
+        shedder.enter(Priority.HIGH)
+    shedder.enter(Priority.CRITICAL)

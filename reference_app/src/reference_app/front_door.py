@@ -21,6 +21,7 @@ from typing import Any
 import h11
 
 from daydo_auth.asgi import ShieldConfig, security_headers
+from daydo_auth.cookies import ACCESS_COOKIE
 from daydo_kernel import negotiate_locale, new_id, render
 from daydo_traffic import Overloaded, Priority, Shedder, Visit
 from daydo_traffic.asgi import VISIT
@@ -29,6 +30,7 @@ from .http_protocol import HouseProtocol
 
 _ALWAYS = (b"GET /health", b"GET /metrics", b"HEAD ")  # an answer to HEAD has no body: not worth a second way
 _UNUSUAL = (b"\r\nupgrade:", b"\r\ntransfer-encoding:", b"\r\nexpect:")
+_SIGNS_OF_A_USER = (b"\r\nauthorization:", ACCESS_COOKIE.lower().encode() + b"=")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*(?=\r\n|$)")
 _LANGUAGE = re.compile(rb"\r\naccept-language:[ \t]*([^\r\n]*)")
 _SAID_ALWAYS = [
@@ -97,7 +99,7 @@ def claimed(data: bytes) -> Priority | None:
     lengths = _LENGTH.findall(head)
     if len(lengths) > 1 or len(body) != (int(lengths[0]) if lengths else 0):
         return None
-    return Priority.HIGH if b"\r\nauthorization:" in head else Priority.NORMAL
+    return Priority.HIGH if any(sign in head for sign in _SIGNS_OF_A_USER) else Priority.NORMAL
 
 
 def head_of(data: bytes) -> bytes:

@@ -20,7 +20,7 @@ from daydo_auth.litestar import (
     AuthPlugin,
     ShieldPlugin,
     auth_router,
-    authenticated,
+    keys_router,
     live_ticket_handler,
     permitted,
     web_sessions_router,
@@ -62,7 +62,7 @@ from .images.features import PROVIDER, features_of, flow_of
 from .images.files import Files
 from .images.provider import LocalProvider
 from .images.repository import Uploads
-from .images.routes import images_router
+from .images.routes import MAY_WATCH, images_router
 from .images.service import Images
 from .images.tables import Upload
 from .images.workers import ImageWorkers
@@ -70,7 +70,7 @@ from .openapi import home, openapi_assets, openapi_config
 from .queries import refuse_odd_queries
 from .settings import Settings, cursor_key, signing_keys
 from .sms import SmsSender
-from .traffic import LOGIN, Callers, Traffic
+from .traffic import LOGIN, REFRESH, Callers, Traffic
 
 SCHEMAS = ("daydo_db", "daydo_auth", "daydo_quota", "daydo_pipeline", "reference_app")
 
@@ -97,7 +97,8 @@ def compose(settings: Settings) -> Service:
     redis = Redis(settings.redis_url, settings.redis)
     cache = Cache(redis, settings.cache)
     caches = Caches.of(cache)
-    config = msgspec.structs.replace(settings.auth, keys=keys, pepper=pepper, roles=settings.roles)
+    allowed = {"roles": settings.roles, "default_permissions": settings.default_permissions}
+    config = msgspec.structs.replace(settings.auth, keys=keys, pepper=pepper, **allowed)
     sms = SmsSender(settings.sms) if settings.sms.url else None
     wechat = WeChat(settings.wechat) if settings.wechat.appid else None
     senders: dict[Channel, Sender] = {"phone": sms} if sms else {}
@@ -146,10 +147,11 @@ def compose(settings: Settings) -> Service:
             auth_routes(accounts),
             me_routes(personal, privacy, invites),
             admin_routes(Administration(db, auth, profiles, events=events)),
-            auth_router(auth),
-            web_sessions_router(auth, tenant=TENANT, login_opt=LOGIN),
-            live_ticket_handler(auth),
-            Router("/quota", route_handlers=[quota_router(ledger, owner=_owner)], guards=[authenticated]),
+            auth_router(auth, refresh_opt=REFRESH),
+            keys_router(auth),
+            web_sessions_router(auth, tenant=TENANT, login_opt=LOGIN, refresh_opt=REFRESH),
+            live_ticket_handler(auth, permissions=(MAY_WATCH,)),
+            Router("/quota", route_handlers=[quota_router(ledger, owner=_owner)], guards=[permitted("quota:read")]),
             quota_admin_router(ledger, _owner, "/admin/quota", guards=[permitted("quota:admin")]),
             Router("/admin", route_handlers=traffic.admin_routers(guards=[permitted("limits:admin")])),
             images_router(images, catalogue, settings.images, traffic.switches),

@@ -1,8 +1,14 @@
-"""The roles that every installation has. More are defined while it runs, or given by ``DAYDO_AUTH__ROLES``."""
+"""What everybody may, and the roles that every installation has.
+
+More roles are defined while it runs, or given by ``DAYDO_AUTH__ROLES``.
+"""
 
 from __future__ import annotations
 
 from daydo_auth import RoleSpec
+
+# Of every user, without a role. An API key may of these what its scopes name: one made for reading starts no task.
+EVERYBODY = ("image:create", "image:read", "profile:read", "quota:read")
 
 ROLES = {
     "admin": RoleSpec(permissions=("*",)),

@@ -20,6 +20,7 @@ from .settings import load_settings
 
 # Observe answers these, outside of guards and limits: probes and scrapes must get through when nothing else does.
 PAGES = ("/health", "/health/live", "/health/ready", "/health/{part}", "/metrics")
+_WIDE = 240
 _OUTSIDE = "probes and scrapes; keep them off the public proxy"
 
 
@@ -88,20 +89,25 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(msgspec.json.encode(routes).decode())  # noqa: T201
     else:
-        Console().print(_table(routes))
+        table = _table(routes)
+        console = Console()
+        # Into a file or a pipe, lines are as long as they are: nobody greps a path that was cut.
+        if not console.is_terminal:
+            console = Console(width=_WIDE)
+        console.print(table)
     return 0 if all(route.is_declared for route in routes) else 1
 
 
 def _table(routes: list[Route]) -> Table:
-    table = Table("method", "path", "who", "way in", "permission", "limit", "CSRF", box=None, pad_edge=False)
+    table = Table("route", "who", "way in", "permission", "limit", "CSRF", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for route in routes:
         table.add_row(
-            route.method,
-            route.path,
+            f"{route.method:6} {route.path}",
             _who(route),
-            ", ".join(route.ways),
-            ", ".join(route.permissions),
-            ", ".join(route.limits) or route.unlimited or "UNDECLARED",
+            " ".join(route.ways),
+            " ".join(route.permissions),
+            " ".join(route.limits) or route.unlimited or "UNDECLARED",
             "with cookies" if route.csrf else "",
         )
     return table

@@ -40,7 +40,7 @@ from daydo_redis import Redis, RedisConfig
 from .accounts.config import InvitesConfig
 from .images.config import ImagesConfig
 from .images.workers import ImageWorkersConfig
-from .roles import ROLES
+from .roles import EVERYBODY, ROLES
 from .sms import SmsConfig
 from .traffic import TrafficConfig
 
@@ -175,6 +175,11 @@ class Settings(Config, frozen=True, kw_only=True):
     def roles(self) -> dict[str, RoleSpec]:
         """The built-in roles: the service's own, and what the environment adds or says otherwise."""
         return ROLES | self.auth.roles
+
+    @property
+    def default_permissions(self) -> tuple[str, ...]:
+        """What every user may: what the service itself needs, and what the environment adds."""
+        return tuple(dict.fromkeys((*EVERYBODY, *self.auth.default_permissions)))
 
     @property
     def resolved_database_url(self) -> str:

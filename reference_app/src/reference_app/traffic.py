@@ -15,7 +15,7 @@ from litestar import Router
 from litestar.types import Guard
 from msgspec import Meta
 
-from daydo_auth import Auth, AuthError, Principal
+from daydo_auth import Auth, AuthError, Presented, Principal
 from daydo_auth.cookies import ACCESS_COOKIE, cookie_of
 from daydo_kernel import Config, EventSink, Part
 from daydo_kernel.addresses import TrustedProxies, address_group
@@ -53,6 +53,7 @@ from .images.errors import WorkersBusy
 RULES: dict[str, Rule] = {
     "anonymous": Bursty(limit=100, period_s=60),
     "user": Bursty(limit=600, period_s=60),
+    "refresh": Bursty(limit=600, period_s=60),
     "login": Window(limit=5, period_s=60),
     "register": Window(limit=20, period_s=60),
     "sms_codes": Window(limit=3, period_s=60),
@@ -67,6 +68,7 @@ SWITCHES: dict[str, Switch] = dict.fromkeys(
 REDUCED_UPLOAD_SHARE = 4  # while uploads are reduced, a photo may have this part of the bytes
 
 _CALLER = "daydo_caller"
+_KEY_OWNER = "daydo_key_owner"
 
 
 # What holds
@@ -116,8 +118,10 @@ class TrafficConfig(Config, frozen=True, kw_only=True):
 
     limit_factor: Annotated[float, Meta(ge=0.01, le=10_000)] = 1.0
     limits: RulesConfig = RulesConfig()
-    # As many as it answers in a fifth of a second, not as many as memory holds: what waits longer is late anyway.
-    shedder: ShedderConfig = ShedderConfig(lag_max_s=0.1, in_flight_begin=12, in_flight_max=48)
+    # What lasts is held to what is answered within a second or two; a crowd that comes once is simply answered.
+    shedder: ShedderConfig = ShedderConfig(
+        lag_begin_s=0.05, lag_max_s=0.25, in_flight_begin=24, in_flight_max=96, burst_max=512
+    )
     features: FeaturesConfig = FeaturesConfig()
     provider: BreakerConfig = BreakerConfig()
 
@@ -156,6 +160,16 @@ class Callers:
         principal: Principal | None = scope[_CALLER]
         return principal
 
+    def user(self, connection: Connection) -> str | None:
+        """Whose allowance a request spends: the person's, also for a key of theirs; None for who shows nothing good."""
+        if (principal := self.principal(connection)) is not None:
+            return f"{principal.tenant}/{principal.subject}"
+        scope: Any = connection.scope
+        if _KEY_OWNER not in scope:
+            scope[_KEY_OWNER] = self._auth.key_owner(Presented.of_scope(scope))
+        owner: str | None = scope[_KEY_OWNER]
+        return owner
+
     def _verified(self, headers: Sequence[tuple[bytes, bytes]]) -> Principal | None:
         values = [value for name, value in headers if name == b"authorization"]
         given = values[0].decode("latin-1") if len(values) == 1 else None
@@ -180,23 +194,24 @@ def address(connection: Connection) -> str:
 
 def user(connection: Connection) -> str | None:
     """Limits by user; nobody is concerned who is not logged in."""
-    principal = callers_of(connection).principal(connection)
-    return f"{principal.tenant}/{principal.subject}" if principal is not None else None
+    return callers_of(connection).user(connection)
 
 
 def anonymous(connection: Connection) -> str | None:
     """Limits by address of those who are not logged in."""
-    return address(connection) if callers_of(connection).principal(connection) is None else None
+    return address(connection) if callers_of(connection).user(connection) is None else None
 
 
 def priority(connection: Connection) -> Priority:
     """Users are shed after those who are not logged in."""
-    return Priority.NORMAL if callers_of(connection).principal(connection) is None else Priority.HIGH
+    return Priority.NORMAL if callers_of(connection).user(connection) is None else Priority.HIGH
 
 
 # What routes declare
 
 DEFAULT = (RouteLimit("anonymous", by=anonymous), RouteLimit("user", by=user))
+# Its caller is known only by the body, and thousands of them share a carrier's address.
+REFRESH = limited(RouteLimit("refresh", by=address))
 LOGIN = limited(RouteLimit("login", by=address), *DEFAULT)
 REGISTER = limited(RouteLimit("register", by=address), *DEFAULT) | switched("registration")
 SMS_CODES = limited(RouteLimit("sms_codes", by=address), *DEFAULT)

@@ -1,4 +1,4 @@
-"""Passwords, dual tokens and sessions; see README.md."""
+"""Who is calling and what they may do; see README.md."""
 
 from .auth import Auth
 from .codes import CodeSent
@@ -7,6 +7,7 @@ from .errors import (
     AccountDisabled,
     AuthError,
     CodesLimited,
+    CodesUnavailable,
     CodeWrong,
     CsrfInvalid,
     Forbidden,
@@ -36,6 +37,7 @@ from .errors import (
     StepUpRequired,
     SubjectTaken,
     TicketInvalid,
+    TicketsUnavailable,
     TokenExpired,
     TokenInvalid,
     TokenMissing,
@@ -64,7 +66,7 @@ from .model import (
 from .permissions import Permissions, Role, RoleTable
 from .ports import Sender, WeChatLogin, WeChatUser
 from .presented import Presented
-from .role_store import RoleSource
+from .role_store import RoleSource, RoleStore
 from .sql_sessions import SessionInfo
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "CodeSent",
     "CodeWrong",
     "CodesLimited",
+    "CodesUnavailable",
     "Credential",
     "CsrfInvalid",
     "Forbidden",
@@ -110,6 +113,7 @@ __all__ = [
     "RoleInvalid",
     "RoleSource",
     "RoleSpec",
+    "RoleStore",
     "RoleTable",
     "RoleUnknown",
     "Sender",
@@ -123,6 +127,7 @@ __all__ = [
     "StepUpRequired",
     "SubjectTaken",
     "TicketInvalid",
+    "TicketsUnavailable",
     "TokenExpired",
     "TokenInvalid",
     "TokenMissing",

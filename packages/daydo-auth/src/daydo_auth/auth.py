@@ -21,7 +21,7 @@ from daydo_redis import Redis
 
 from .codes import Codes
 from .config import AuthConfig
-from .errors import SessionRevoked, TokenStale, WrongCredentials
+from .errors import AuthError, Forbidden, KeyInvalid, SessionRevoked, TokenStale, WrongCredentials
 from .feed import Feed
 from .hashing import HashingPool
 from .identities import Identities, IdentityStore
@@ -41,6 +41,7 @@ from .sessions import Sessions, SessionStore
 from .sql_sessions import SessionRows, SqlSessions, device_name
 from .tickets import Held, Tickets
 from .tokens import AccessTokens
+from .watches import Watches
 from .ways import Ways
 
 log = logging.getLogger("daydo.auth")
@@ -57,12 +58,11 @@ class Auth(Part):
         principal = auth.verify(f"Bearer {tokens.access}")
 
     A ``subject`` is whatever your application calls a person, visible ASCII of at most 128 characters; auth knows no
-    more of them. ``clock`` is for tests: it replaces the database's and this host's. ``events`` hears
-    ``auth.registered``, ``.login``, ``.refused``, ``.refresh_reused``, ``.logout`` and ``.session_ended``; all but
-    ``.refused`` in the transaction of the change.
+    more of them. ``clock`` is for tests: it replaces the database's and this host's. ``events`` hears what README.md
+    lists: every change in its transaction, what is refused or sent by itself.
 
     Database away: nobody logs in (its errors, 503); access tokens keep working, and so does refreshing where Redis
-    counts. Redis away: tickets fail, and so does refreshing unless ``session_store`` is ``sql``.
+    counts. Redis away: no codes, tickets or signed requests, and no refreshing unless ``session_store`` is ``sql``.
 
     Raises:
         ValueError: keys or pepper are missing or weak, or a built-in role inherits what is not there or itself.
@@ -126,9 +126,11 @@ class Auth(Part):
             end_sessions=self.sessions.end_all,
             require_started=self._require_started,
         )
-        self.codes = Codes(redis, config, senders or {}, clock, self._events, self.metrics, self._require_started)
+        self.codes = Codes(
+            redis, config, senders or {}, clock, self._events, self.metrics, require_started=self._require_started
+        )
         identities = IdentityStore(db, clock, self._feed)
-        self.identities = Identities(db, identities, self._events, self._require_started)
+        self.identities = Identities(db, identities, self._events, require_started=self._require_started)
         self._proofs = Proofs(
             db,
             config,
@@ -156,6 +158,7 @@ class Auth(Part):
             require_started=self._require_started,
         )
         self._ways = Ways(redis, config, self.keys, host_clock, self.metrics, self.verify)
+        self._watches = Watches(self._feed, self._refusal_now)
 
     # -- who one is ----------------------------------------------------------------------------------------------
 
@@ -210,7 +213,7 @@ class Auth(Part):
             AccountDisabled: it is right, and its subject is shut out.
             CodesLimited: too many wrong codes from ``address``.
             RiskRefused: WeChat thinks the person dangerous.
-            HashingSaturated, WeChatUnavailable, RedisError: it could not be asked; a code may be used up.
+            HashingSaturated, WeChatUnavailable, CodesUnavailable: it could not be asked; a code may be used up.
         """
         self._require_started()
         return await self._proofs.prove(credential, tenant, purpose, address, by)
@@ -379,6 +382,8 @@ class Auth(Part):
         self._require_started()
         claims = self._access.read(header)
         self._require_current(claims.ten, claims.sub, claims.sid, claims.ep)
+        if claims.rep > self.roles.epoch(claims.ten):
+            self.roles.notice(claims.ten, claims.rep)
         return Principal(
             claims.ten,
             claims.sub,
@@ -387,6 +392,7 @@ class Auth(Part):
             self.roles.permissions(claims.ten, claims.rol),
             "bearer",
             claims.aut * 1_000_000,
+            epoch=claims.ep,
         )
 
     async def authenticate(self, presented: Presented) -> Principal:
@@ -407,6 +413,15 @@ class Auth(Part):
         self._require_started()
         return await self._ways.authenticate(presented)
 
+    def key_owner(self, presented: Presented) -> str | None:
+        """Under whose name a limit counts a request by API key or signature. No I/O, so before it is let in.
+
+        ``tenant/subject`` where the key is known here, ``key/<id>`` where it has yet to be read; None where it is
+        forged, or there is none. It says nothing about whether the key still works.
+        """
+        self._require_started()
+        return self._ways.key_owner(presented)
+
     def require_fresh(self, principal: Principal, within_s: float) -> None:
         """``principal.require_fresh`` by this host's clock."""
         principal.require_fresh(within_s, self.now_us())
@@ -418,28 +433,42 @@ class Auth(Part):
     # -- tickets -------------------------------------------------------------------------------------------------
 
     async def issue_ticket(self, principal: Principal) -> str:
-        """A ticket for one connection within ``ticket_ttl_s``. Redis gone: raises its error.
+        """A ticket for one connection within ``ticket_ttl_s``.
 
         Raises:
-            SessionRevoked: the session has ended.
+            SessionRevoked, KeyInvalid: the session has ended, the key was revoked.
+            TokenStale: the subject's roles have changed.
+            TicketsUnavailable: Redis is away.
         """
         self._require_started()
-        epoch = self._feed.subject_epoch(principal.tenant, principal.subject)
-        self._require_current(principal.tenant, principal.subject, principal.session_id, epoch)
-        return await self._tickets.issue(Held.of(principal, epoch))
+        self._require_current(
+            principal.tenant, principal.subject, principal.session_id, principal.epoch, principal.key_id
+        )
+        return await self._tickets.issue(Held.of(principal))
 
     async def redeem_ticket(self, ticket: str) -> Principal:
-        """Whom a ticket was made for; it works once. Redis gone: raises its error, nobody gets in.
+        """Whom a ticket was made for; it works once.
 
         Raises:
             TicketInvalid: unknown, used or expired.
-            SessionRevoked: the session has ended since.
+            TicketsUnavailable: Redis is away; nobody gets in.
+            SessionRevoked, KeyInvalid: the session has ended since, the key was revoked.
             TokenStale: the subject's roles have changed since.
         """
         self._require_started()
         held = await self._tickets.redeem(ticket)
-        self._require_current(held.tenant, held.subject, held.session_id, held.epoch)
+        self._require_current(held.tenant, held.subject, held.session_id, held.epoch, held.key_id)
         return held.principal(self.roles.permissions(held.tenant, held.roles))
+
+    async def until_refused(self, principal: Principal, *permissions: str) -> AuthError:
+        """Wait until the next request of ``principal`` would be refused; with what error. For what stays open.
+
+        That is when their session ends, their API key is revoked, their roles change or do not give ``permissions``
+        any more: at once where this worker does it, within ``revocation_poll_s`` where another does. No I/O; cancel it
+        when the connection ends first.
+        """
+        self._require_started()
+        return await self._watches.until_refused(principal, permissions)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -458,6 +487,7 @@ class Auth(Part):
         await self._feed.open()
         await self.roles.start()
         self._repeat(self.config.revocation_poll_s, self._feed.look, "revocations")
+        self._repeat(self.config.revocation_poll_s, self._watches.look, "watches")
         self._repeat(self.config.session_write_back_s, self._session_store.write_back, "write back")
         self._repeat(self.config.sweep_s, self._sweep, "sweep")
         self._repeat(self.config.key_use_write_s, self.keys.write_uses, "key uses")
@@ -494,9 +524,23 @@ class Auth(Part):
             subject=session.subject,
         )
 
-    def _require_current(self, tenant: str, subject: str, session_id: str, epoch: int) -> None:
+    def _refusal_now(self, principal: Principal, permissions: tuple[str, ...]) -> AuthError | None:
+        tenant, allowed = principal.tenant, self.roles.permissions(principal.tenant, principal.roles)
+        try:
+            self._require_current(tenant, principal.subject, principal.session_id, principal.epoch, principal.key_id)
+            for permission in permissions:
+                # Both: a key's are narrower than what its roles come to.
+                if not (principal.may(permission) and allowed.may(permission)):
+                    raise Forbidden(permission=permission)
+        except AuthError as error:
+            return error.with_traceback(None)
+        return None
+
+    def _require_current(self, tenant: str, subject: str, session_id: str, epoch: int, key_id: str = "") -> None:
         if self._feed.session_ended(session_id):
             raise SessionRevoked()
+        if key_id and self._feed.key_ended(key_id):
+            raise KeyInvalid()
         if epoch < self._feed.subject_epoch(tenant, subject):
             raise TokenStale()
 

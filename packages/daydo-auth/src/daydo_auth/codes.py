@@ -11,8 +11,8 @@ With the defaults a login can be guessed at 50 times a day, each with a chance o
 code nor login, but MACs under the pepper. Sending asks nobody whether the login is known, so neither answer nor time
 can tell.
 
-Redis away: nothing is sent and no code is believed; the error is Redis's own. What was lost with its answer counts:
-a code may then have been used up, and a limit eaten into.
+Redis away: nothing is sent and no code is believed (CodesUnavailable, 503). What was lost with its answer counts: a
+code may then have been used up, and a limit eaten into.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from daydo_kernel import Clock, Event, EventSink, Metrics, new_id
 from daydo_kernel.addresses import address_group
-from daydo_redis import Redis, RedisError
+from daydo_redis import Redis, RedisError, Script
 
 from .config import AuthConfig
-from .errors import CodesLimited, CodeWrong, LoginUnusable, SenderUnavailable
+from .errors import CodesLimited, CodesUnavailable, CodeWrong, LoginUnusable, SenderUnavailable
 from .logins import Channel, channel_of, mask_login, normalize_login
 from .ports import Sender
 
@@ -41,6 +41,7 @@ log = logging.getLogger("daydo.auth")
 
 DAY_MS: Final = 86_400_000
 _DIGITS: Final = 6
+_RETRY_AFTER_S: Final = 1.0
 _CODE = re.compile(rf"[0-9]{{{_DIGITS}}}")
 _PURPOSE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _LIMITS = ("login", "address", "day", "guesses")
@@ -136,6 +137,7 @@ class Codes:
         clock: Clock | None,
         events: EventSink,
         metrics: Metrics,
+        *,
         require_started: Callable[[], None],
     ) -> None:
         self._config = config
@@ -166,7 +168,7 @@ class Codes:
             LoginUnusable: neither a phone number nor an e-mail address, or there is no sender for it.
             CodesLimited: too many; ``retry_after_s`` says when.
             SenderUnavailable: it was not sent, or perhaps not. It is never sent again by itself.
-            RedisError: Redis is gone, nothing was sent.
+            CodesUnavailable: Redis is away, nothing was sent.
             ValueError: ``purpose`` is no name.
         """
         self._require_started()
@@ -204,7 +206,7 @@ class Codes:
         Raises:
             CodeWrong: wrong, used, expired, replaced, guessed at too often, or for somebody or something else.
             CodesLimited: too many wrong ones from this ``address``; the code was not looked at.
-            RedisError: Redis is gone. The code may be used up.
+            CodesUnavailable: Redis is away. The code may be used up.
         """
         self._require_started()
         to = normalize_login(login)
@@ -213,7 +215,8 @@ class Codes:
             self._checks["wrong"].inc()
             raise CodeWrong()
         limit = self._config.code_wrong_per_address if address else 0
-        outcome, wait_ms = await self._check(
+        outcome, wait_ms = await self._ask(
+            self._check,
             keys=[self._code_key(tenant, purpose, to), self._address_key("wrong", address)],
             args=[
                 self._now_ms(),
@@ -236,7 +239,8 @@ class Codes:
 
     async def _reserve(self, key: str, mac: str, to: str, purpose: str, tenant: str, address: str) -> None:
         config = self._config
-        limit, wait_ms = await self._issue(
+        limit, wait_ms = await self._ask(
+            self._issue,
             keys=[key, self._prefix + self._mac("login", to), self._address_key("sent", address), f"{self._prefix}day"],
             args=[
                 self._now_ms(),
@@ -252,6 +256,12 @@ class Codes:
             self._sends["limited"].inc()
             await self._tell("code_refused", tenant, to, purpose, address, why=limit.decode())
             raise CodesLimited(limit=limit.decode(), retry_after_s=wait_ms / 1000)
+
+    async def _ask(self, script: Script, keys: list[str], args: list[Any]) -> Any:
+        try:
+            return await script(keys=keys, args=args)
+        except RedisError as error:
+            raise CodesUnavailable(retry_after_s=error.retry_after_s or _RETRY_AFTER_S) from error
 
     async def _tell(self, name: str, tenant: str, login: str, purpose: str, address: str, **data: str) -> None:
         said = {"login": mask_login(login), "purpose": purpose, "address": address, **data}

@@ -367,6 +367,28 @@ class SessionsUnavailable(
     """Redis, which counts refresh tokens, did not answer; the same token works when it does."""
 
 
+class CodesUnavailable(
+    AuthError,
+    code=50306,
+    name="auth.codes_unavailable",
+    zh="验证码服务暂时不可用，请稍后重试。",
+    en="Codes can be neither sent nor checked at the moment; try again shortly.",
+    retryable=True,
+):
+    """Redis, which counts codes and guesses, did not answer. A code may be used up, a limit eaten into."""
+
+
+class TicketsUnavailable(
+    AuthError,
+    code=50307,
+    name="auth.tickets_unavailable",
+    zh="暂时无法建立连接，请稍后重试。",
+    en="Tickets can be neither made nor taken at the moment; try again shortly, with a new one.",
+    retryable=True,
+):
+    """Redis, which knows the tickets, did not answer. The ticket may be used up."""
+
+
 class NoncesUnavailable(
     AuthError,
     code=50305,

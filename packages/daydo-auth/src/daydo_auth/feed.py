@@ -13,7 +13,7 @@ While the database is away nothing can be taken away by others either; access to
 ``access_ttl_s``. While Redis is away the look alone tells.
 """
 
-# ruff: noqa: S608 - what is put into statements is the dialect's time and question marks, never a value
+# ruff: noqa: S608 - what is put into statements is the dialect's time and functions and question marks, never a value
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ OVERLAP_S = 15.0
 KNOWN_MAX = 100_000
 _OUTBOX_MAX = 1_000
 _SWEEP_BATCH = 500
+_NEVER_US = 2**62
+_EARLIER = {"sqlite": "MIN", "mysql": "LEAST"}
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
@@ -85,6 +87,7 @@ class Feed:
     def _clear(self) -> None:
         self._changes: dict[int, Change] = {}
         self._ended: dict[str, int] = {}
+        self._keys_ended: dict[str, int] = {}
         self._epochs: dict[tuple[str, str], int] = {}
         self._read_at_s: float | None = None
         self.known_since_us = 0
@@ -95,6 +98,10 @@ class Feed:
     def session_ended(self, session_id: str) -> bool:
         """Whether a session has ended, as far as is known here and not longer ago than ``known_since_us``."""
         return session_id in self._ended
+
+    def key_ended(self, key_id: str) -> bool:
+        """Whether a key was revoked, as far as is known here and not longer ago than ``known_since_us``."""
+        return key_id in self._keys_ended
 
     def subject_epoch(self, tenant: str, subject: str) -> int:
         """The newest epoch of a subject; 0 where it has not changed since ``known_since_us``."""
@@ -149,14 +156,16 @@ class Feed:
             DbError: the database is away; nothing is forgotten or lost, the next look reaches back as far.
         """
         began_s = time.monotonic()
-        window_us = self.keep_us
+        window_us, since_us = self.keep_us, _NEVER_US
         if self._read_at_s is not None:
-            window_us = min(window_us, round((self.lag_s + OVERLAP_S) * 1e6))
+            # By both clocks: this host's stands still while it is suspended, the database's may be set back.
+            window_us, since_us = min(window_us, round((self.lag_s + OVERLAP_S) * 1e6)), self.read_until_us
         now = now_sql(self._db.dialect, self._clock)
         found = await self._db.query(
             "SELECT id, kind, tenant, name, epoch, at_us FROM daydo_auth_revocation "
-            f"WHERE at_us > {now} - ? UNION ALL SELECT 0, '', '', '', 0, {now} ORDER BY at_us DESC LIMIT {KNOWN_MAX}",
-            (window_us,),
+            f"WHERE at_us > {_EARLIER[self._db.dialect.name]}({now} - ?, ?) UNION ALL SELECT 0, '', '', '', 0, {now} "
+            f"ORDER BY at_us DESC LIMIT {KNOWN_MAX}",
+            (window_us, since_us),
         )
         changes = [Change(*row) for row in reversed(found.rows)]
         now_us = max(change.at_us for change in changes if not change.id)
@@ -181,6 +190,8 @@ class Feed:
         self._heard[way].inc()
         if change.kind == "session":
             self._ended[change.name] = change.id
+        elif change.kind == "key":
+            self._keys_ended[change.name] = change.id
         elif change.kind == "subject":
             key = (change.tenant, change.name)
             self._epochs[key] = max(change.epoch, self._epochs.get(key, 0))
@@ -196,6 +207,8 @@ class Feed:
             del self._changes[change.id]
             if change.kind == "session" and self._ended.get(change.name) == change.id:
                 del self._ended[change.name]
+            elif change.kind == "key" and self._keys_ended.get(change.name) == change.id:
+                del self._keys_ended[change.name]
             elif change.kind == "subject" and self._epochs.get((change.tenant, change.name)) == change.epoch:
                 del self._epochs[change.tenant, change.name]
         self.known_since_us = max(self.known_since_us, before_us)

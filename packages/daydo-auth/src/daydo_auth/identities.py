@@ -187,10 +187,9 @@ class IdentityStore:
         await tx.execute(f"DELETE {where}", (tenant, subject))
 
     async def forget(self, tx: Tx, tenant: str, subject: str) -> None:
-        """Delete identities, password and keys; a log-in under way waits for the end of ``tx`` and then fails."""
+        """Delete identities and password; a log-in under way waits for the end of ``tx`` and then fails."""
         for table in ("identity", "password"):
             await tx.execute(f"DELETE FROM daydo_auth_{table} WHERE tenant = ? AND subject = ?", (tenant, subject))
-        await self.drop_keys(tx, tenant, subject)
 
     async def forget_sessions(self, tx: Tx, tenant: str, subject: str) -> None:
         """Delete the rows of sessions that have been ended."""
@@ -205,7 +204,7 @@ class Identities:
     """``auth.identities``: what a subject is known by. New ones come by :meth:`daydo_auth.Auth.link`."""
 
     def __init__(
-        self, db: Database, store: IdentityStore, events: EventSink, require_started: Callable[[], None]
+        self, db: Database, store: IdentityStore, events: EventSink, *, require_started: Callable[[], None]
     ) -> None:
         self._db = db
         self._store = store

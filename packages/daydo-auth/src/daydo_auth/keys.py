@@ -218,6 +218,16 @@ class Keys:
             raise KeyInvalid()
         return self._admit(state, "signing")
 
+    def owner_of(self, secret: str) -> str | None:
+        """:meth:`owner` of a bearer key; None for what we did not make."""
+        presented = self._secrets.read_bearer(secret)
+        return self.owner(presented.id) if presented is not None else None
+
+    def owner(self, key_id: str) -> str:
+        """``tenant/subject`` of a key that is known here, ``key/<id>`` of any other."""
+        known = self._known.get(key_id)
+        return f"{known[0].key.tenant}/{known[0].key.subject}" if known is not None else f"key/{key_id}"
+
     def note(self, principal: Principal, outcome: KeyOutcome) -> None:
         """What became of a key's request."""
         self._uses.add(principal.key_id, principal.tenant, principal.subject, outcome)
@@ -261,6 +271,7 @@ class Keys:
             permissions=self._roles.permissions(key.tenant, standing.roles) & state.scopes,
             way="key" if kind == "bearer" else "signature",
             key_id=key.id,
+            epoch=standing.epoch,
         )
 
     async def _find(self, key_id: str) -> KeyState | None:

@@ -12,7 +12,7 @@ A caller brings one Authorization header (an access token, an API key, a signatu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import replace
@@ -52,7 +52,9 @@ from .auth import Auth
 from .cookies import ACCESS_COOKIE, CSRF_HEADER, Cookies, WebCookie, refresh_cookie_of
 from .errors import (
     AccountDisabled,
+    AuthError,
     CodesLimited,
+    CodesUnavailable,
     CodeWrong,
     CsrfInvalid,
     Forbidden,
@@ -74,6 +76,7 @@ from .errors import (
     SignatureInvalid,
     StepUpRequired,
     TicketInvalid,
+    TicketsUnavailable,
     TokenExpired,
     TokenInvalid,
     TokenMissing,
@@ -320,10 +323,11 @@ def permitted(*permissions: str) -> Guard:
 
 
 async def ticketed(connection: Connection, handler: BaseRouteHandler) -> None:
-    """A guard for WebSocket and SSE: the single-use ticket in ``?ticket=``. Redis gone: nobody gets in.
+    """A guard for WebSocket and SSE: the single-use ticket in ``?ticket=``. Redis away: nobody gets in.
 
     Raises:
-        TicketInvalid, SessionRevoked: see :meth:`daydo_auth.Auth.redeem_ticket`.
+        TicketInvalid, TicketsUnavailable, SessionRevoked, KeyInvalid, TokenStale: see
+            :meth:`daydo_auth.Auth.redeem_ticket`.
     """
     tickets = connection.query_params.getall("ticket", [])
     if len(tickets) != 1:
@@ -378,13 +382,17 @@ class AuthPlugin(InitPlugin, ReceiveRoutePlugin):
             yield
 
 
-def auth_router(auth: Auth, path: str = "/auth") -> Router:
-    """``POST /refresh`` and ``POST /logout`` below ``path``; registering and logging in are your application's."""
+def auth_router(auth: Auth, path: str = "/auth", *, refresh_opt: Mapping[str, Any] | None = None) -> Router:
+    """``POST /refresh``, ``POST /logout`` and the sessions below ``path``; logging in is your application's.
+
+    ``refresh_opt``: the ``opt=`` of refreshing, where its limit belongs: who refreshes shows no access token.
+    """
 
     @post(
         "/refresh",
         status_code=200,
         guards=[anyone],
+        opt=refresh_opt,
         summary="The next pair of tokens",
         operation_id="AuthRefresh",
         responses=refusals(TokenInvalid, TokenExpired, RefreshReused, SessionRevoked, SessionsUnavailable),
@@ -431,14 +439,19 @@ def auth_router(auth: Auth, path: str = "/auth") -> Router:
 
 
 def web_sessions_router(
-    auth: Auth, path: str = "/auth/web", *, tenant: str = "", login_opt: Mapping[str, Any] | None = None
+    auth: Auth,
+    path: str = "/auth/web",
+    *,
+    tenant: str = "",
+    login_opt: Mapping[str, Any] | None = None,
+    refresh_opt: Mapping[str, Any] | None = None,
 ) -> Router:
     """For web pages, whose scripts never see a token: ``POST /login``, ``POST /refresh``, ``POST /logout``,
     ``GET /session`` below ``path``.
 
     The tokens live in ``__Host-`` cookies; the page keeps the CSRF token of the answer in memory, sends it as
-    ``X-CSRF-Token`` with every change, and asks ``GET /session`` for it after a reload. ``login_opt``: the ``opt=`` of
-    logging in, where the limit of your log-ins belongs.
+    ``X-CSRF-Token`` with every change, and asks ``GET /session`` for it after a reload. ``login_opt`` and
+    ``refresh_opt``: the ``opt=`` of logging in and refreshing, where their limits belong.
     """
     cookies = Cookies(auth.config)
 
@@ -462,7 +475,7 @@ def web_sessions_router(
         "/refresh",
         status_code=200,
         guards=[anyone],
-        opt={_CSRF: True},
+        opt={_CSRF: True, **(refresh_opt or {})},
         summary="Keep a page logged in",
         operation_id="WebRefresh",
         responses=refusals(
@@ -556,7 +569,7 @@ def step_up_handler(
         tags=["auth"],
         summary="Prove oneself again",
         operation_id="StepUp",
-        responses=refusals(WrongCredentials, CodeWrong, CodesLimited, HashingSaturated),
+        responses=refusals(WrongCredentials, CodeWrong, CodesLimited, CodesUnavailable, HashingSaturated),
     )
     async def step_up(request: Caller, data: Annotated[StepUpIn, Body()]) -> Envelope[AccessOut]:
         """The login's password, or a code that was sent to it for the purpose `step_up`."""
@@ -569,20 +582,31 @@ def step_up_handler(
     return step_up
 
 
-def live_ticket_handler(auth: Auth, path: str = "/live-tickets") -> HTTPRouteHandler:
-    """``POST path``: a ticket for one WebSocket or SSE connection, in ``?ticket=``."""
+def live_ticket_handler(
+    auth: Auth, path: str = "/live-tickets", *, permissions: Sequence[str] = ()
+) -> HTTPRouteHandler:
+    """``POST path``: a ticket for one WebSocket or SSE connection, in ``?ticket=``, for who has ``permissions``."""
 
     @post(
         path,
-        guards=[authenticated],
+        guards=[permitted(*permissions) if permissions else authenticated],
         tags=["auth"],
         summary="A ticket for one live connection",
         operation_id="LiveTicket",
+        responses=refusals(TicketsUnavailable),
     )
     async def live_ticket(request: Caller) -> Envelope[TicketOut]:
         return ok(TicketOut(await auth.issue_ticket(request.user), auth.config.ticket_ttl_s))
 
     return live_ticket
+
+
+async def until_refused(connection: Connection, *permissions: str) -> AuthError:
+    """For a stream behind :func:`ticketed`: wait until its next request would be refused; with what error.
+
+    End the stream then, a WebSocket with ``4000 + error.status``; see :meth:`daydo_auth.Auth.until_refused`.
+    """
+    return await _auth_of(connection).until_refused(connection.user, *permissions)
 
 
 def _auth_of(connection: Connection) -> Auth:
@@ -717,7 +741,7 @@ def _document_guards(handler: HTTPRouteHandler) -> None:
             handler.security.pop()
         _document(handler, errors)
     elif access == "ticket":
-        _document(handler, [TicketInvalid, SessionRevoked])
+        _document(handler, [TicketInvalid, SessionRevoked, KeyInvalid, TokenStale, TicketsUnavailable])
 
 
 def _document(handler: HTTPRouteHandler, errors: list[type[DaydoError]]) -> None:

@@ -127,6 +127,7 @@ class Principal(msgspec.Struct, frozen=True):
         way: what they showed.
         proved_at_us: when the person last proved themselves, µs UTC; 0 for a key.
         key_id: of which API key.
+        epoch: the subject's, as of what they showed: what is kept for later is stale once the subject's is newer.
     """
 
     tenant: str
@@ -137,6 +138,7 @@ class Principal(msgspec.Struct, frozen=True):
     way: Way = "bearer"
     proved_at_us: int = 0
     key_id: str = ""
+    epoch: int = 0
 
     def may(self, permission: str) -> bool:
         """Whether ``permission`` is among theirs."""

@@ -33,6 +33,9 @@ class Presented(msgspec.Struct, frozen=True, kw_only=True):
     body: Callable[[], Awaitable[bytes]] = _nothing
     takes_cookie: bool = True
 
+    def __repr__(self) -> str:
+        return f"Presented({self.method} {self.path!r}, ***)"
+
     @classmethod
     def of_scope(cls, scope: MutableMapping[str, Any], body: Callable[[], Awaitable[bytes]] = _nothing) -> Presented:
         """The request of an ASGI scope; a WebSocket is opened by a GET."""

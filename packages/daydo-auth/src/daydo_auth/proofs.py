@@ -13,6 +13,9 @@ their own and wait. So when a code first proves such a login:
 
 A password is checked outside the transaction that acts on it, for it takes long. So the transaction looks again whether
 it is still that password, under a lock: a log-in that began before a change of the password does not end after it.
+
+Whatever locks several rows takes them in one order, so that nobody waits for each other: identity, password, role
+definitions, subject, API keys, sessions.
 """
 
 from __future__ import annotations
@@ -216,8 +219,10 @@ class Proofs:
         check_names(tenant, subject)
 
         async def write(tx: Tx) -> None:
-            # In this order: a log-in that is quicker than the first is seen by the second.
+            # In this order: a log-in that is quicker than the first is seen by what follows.
             await self._store.forget(tx, tenant, subject)
+            await self._roles.hold(tx, tenant, subject)
+            await self._store.drop_keys(tx, tenant, subject)
             await self._sessions.end_all(subject, tenant=tenant, why="forgotten", tx=tx)
             await self._store.forget_sessions(tx, tenant, subject)
             await self._roles.forget(tx, tenant, subject)

@@ -147,9 +147,8 @@ class RedisSessions:
 
     async def forget(self, session_ids: Iterable[str]) -> None:
         """Drop the copies. Redis away: they are old then, and nobody acts on them."""
+        # Counters that wait are written all the same: the transaction that ends these may yet be rolled back.
         ids = list(session_ids)
-        for session_id in ids:
-            self._waiting.pop(session_id, None)
         try:
             await self._redis.delete(*map(self._key, ids))
         except RedisError as error:

@@ -39,7 +39,7 @@ class RoleSource(Protocol):
 class RoleStore:
     """Statements over one database; a :class:`RoleSource`."""
 
-    def __init__(self, db: Database, clock: Clock | None) -> None:
+    def __init__(self, db: Database, clock: Clock | None = None) -> None:
         self._db = db
         self._clock = clock
         self._unless_there = _UNLESS_THERE[db.dialect.name]
@@ -53,10 +53,10 @@ class RoleStore:
         roles = await self._db.query(f"SELECT {_ROLE} FROM daydo_auth_role ORDER BY tenant, name")
         return RoleTable(tuple(map(_role, roles.rows)), {row[0]: row[1] for row in epochs.rows})
 
-    async def read_roles(self, tenant: str) -> RoleTable:
-        """What holds in ``tenant``: its roles and those for all. Without epochs."""
-        where = "WHERE tenant IN (?, ?)"
-        found = await self._db.query(f"SELECT {_ROLE} FROM daydo_auth_role {where}", ("", tenant))
+    async def read_roles(self, tenant: str, tx: Tx | None = None) -> RoleTable:
+        """What holds in ``tenant``: its roles and those for all, read without a lock. Without epochs."""
+        sql, args = f"SELECT {_ROLE} FROM daydo_auth_role WHERE tenant IN (?, ?)", ("", tenant)
+        found = await (self._db.query(sql, args) if tx is None else tx.execute(sql, args))
         return RoleTable(tuple(map(_role, found.rows)))
 
     async def lock_roles(self, tx: Tx, tenant: str) -> RoleTable:
@@ -117,14 +117,14 @@ class RoleStore:
         found = await (self._db.query(sql, (tenant, *subjects)) if tx is None else tx.execute(sql, (tenant, *subjects)))
         return dict.fromkeys(subjects, Standing()) | {row[0]: _standing(row) for row in found.rows}
 
-    async def lock_subject(self, tx: Tx, tenant: str, subject: str) -> Standing:
-        """How ``subject`` stands, held until the end of ``tx``."""
+    async def lock_subject(self, tx: Tx, tenant: str, subject: str, epoch: int) -> Standing:
+        """How ``subject`` stands, held until the end of ``tx``; who has no row yet begins with ``epoch``."""
         make = (
             "INSERT INTO daydo_auth_subject (tenant, subject, roles, epoch, disabled_at_us, changed_at_us) "
-            f"VALUES (?, ?, '', 0, 0, {self._now}) {self._unless_there}"
+            f"VALUES (?, ?, '', ?, 0, {self._now}) {self._unless_there}"
         )
         lock = f"SELECT {_STANDING} FROM daydo_auth_subject WHERE tenant = ? AND subject = ? {tx.dialect.for_update}"
-        _, found = await tx.execute_all([(make, (tenant, subject)), (lock, (tenant, subject))])
+        _, found = await tx.execute_all([(make, (tenant, subject, epoch)), (lock, (tenant, subject))])
         return _standing(found.rows[0])
 
     async def set_roles(self, tx: Tx, tenant: str, subject: str, roles: Iterable[str]) -> None:

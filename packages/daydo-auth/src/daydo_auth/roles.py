@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from daydo_db import Database, DbError, Tx
+from daydo_db import Database, Tx
 from daydo_kernel import Event, EventSink, FieldError, Metrics, NotFound
 
 from .config import AuthConfig
@@ -91,6 +91,7 @@ class Roles:
         self._compiled = self._compile(RoleTable())
         self._awaited: dict[str, int] = {}
         self._behind_since_s: float | None = None
+        self._notice_after_s = 0.0
         self._stirred, self._reading = asyncio.Event(), asyncio.Lock()
         feed.on("roles", self._heard)
         metrics.gauge("roles_known", "Stored roles that this worker holds.", merge="max").cell().follow(
@@ -112,6 +113,16 @@ class Roles:
     def epoch(self, tenant: str) -> int:
         """Grows with every change of roles that can matter in ``tenant``, as far as this worker knows. No I/O."""
         return self._compiled.epoch(tenant)
+
+    def notice(self, tenant: str, epoch: int) -> None:
+        """A token says how far the worker knew that made it: if further than this one, read the roles now. No I/O.
+
+        At most every ``revocation_poll_s``: after a restore of the database tokens may know what is no more.
+        """
+        now_s = time.monotonic()
+        if epoch > self._compiled.epoch(tenant) and now_s >= self._notice_after_s:
+            self._notice_after_s = now_s + self._config.revocation_poll_s
+            self._stirred.set()
 
     @property
     def lag_s(self) -> float:
@@ -267,16 +278,17 @@ class Roles:
         Raises:
             AccountDisabled: it has been shut out.
         """
-        standing = await self._store.lock_subject(tx, tenant, subject)
+        standing = await self._held(tx, tenant, subject)
         if standing.is_disabled:
             raise AccountDisabled()
         return standing
 
-    async def forget(self, tx: Tx, tenant: str, subject: str) -> None:
-        """Delete what is kept of ``subject`` here; its sessions are ended elsewhere.
+    async def hold(self, tx: Tx, tenant: str, subject: str) -> None:
+        """Let nobody open anything for ``subject``, or change how it stands, until the end of ``tx``."""
+        await self._held(tx, tenant, subject)
 
-        Its epochs begin anew: give its name to nobody else while tokens of before may still run.
-        """
+    async def forget(self, tx: Tx, tenant: str, subject: str) -> None:
+        """Delete what is kept of ``subject`` here; its sessions are ended elsewhere."""
         await self._store.forget(tx, tenant, subject)
 
     # -- following the table -------------------------------------------------------------------------------------
@@ -298,10 +310,7 @@ class Roles:
                 async with asyncio.timeout(wait_s):
                     await self._stirred.wait()
             self._stirred.clear()
-            try:
-                await self.reload()
-            except Exception as error:  # a source may be anybody's; the next turn tries again
-                log.warning("roles cannot be read, this worker goes on with those it has: %s", error)
+            await self._try_reload()
 
     async def reload(self) -> None:
         """Read the roles now. Of a cache, what is older than what is held is passed over.
@@ -319,6 +328,12 @@ class Roles:
         if not self._awaited:
             self._behind_since_s = None
 
+    async def _try_reload(self) -> None:
+        try:
+            await self.reload()
+        except Exception as error:  # a source may be anybody's; the next turn of follow() tries again
+            log.warning("roles cannot be read, this worker goes on with those it has: %s", error)
+
     def _heard(self, tenant: str, _: str, epoch: int) -> None:
         if self._compiled.table.epochs.get(tenant, 0) >= epoch:
             return
@@ -335,8 +350,7 @@ class Roles:
     async def _changed(self, write: Callable[[Tx], Awaitable[T]], tx: Tx | None) -> T:
         done = await self._db.run(write, tx=tx)
         if tx is None:
-            with contextlib.suppress(DbError):  # it is done all the same, and will be read as others read it
-                await self.reload()
+            await self._try_reload()  # it is done in any case, and will be read as others read it
         return done
 
     def _judge(self, by: Principal | None, role: Role, before: RoleTable, after: RoleTable) -> None:
@@ -371,7 +385,7 @@ class Roles:
         async def write(tx: Tx) -> Standing:
             # The definitions first, as where one is changed: two locks in one order.
             view = None if by is None else await self._held_view(tx, tenant)
-            had = await self._store.lock_subject(tx, tenant, subject)
+            had = await self._held(tx, tenant, subject)
             roles = tuple(sorted(set(change(had.roles))))
             if roles == had.roles:
                 return had
@@ -397,7 +411,7 @@ class Roles:
 
         async def write(tx: Tx) -> Standing:
             view = None if by is None else await self._held_view(tx, tenant)
-            had = await self._store.lock_subject(tx, tenant, subject)
+            had = await self._held(tx, tenant, subject)
             if view is not None:
                 _require_within(by, grants_of(view, had.roles))
             if had.is_disabled == disabled:
@@ -411,13 +425,18 @@ class Roles:
 
         return await self._db.run(write, tx=tx)
 
+    async def _held(self, tx: Tx, tenant: str, subject: str) -> Standing:
+        # Who was forgotten and comes again begins with the epoch of before: a token of 0 would be stale here.
+        return await self._store.lock_subject(tx, tenant, subject, self._feed.subject_epoch(tenant, subject))
+
     async def _held_view(self, tx: Tx, tenant: str) -> View:
         return view_of(self._built_in, await self._store.lock_roles(tx, tenant), tenant)
 
     async def _require_known(self, tx: Tx, tenant: str, roles: set[str], view: View | None) -> None:
         unknown = roles - (self._compiled.view(tenant) if view is None else view).keys()
         if unknown and view is None:  # defined a moment ago elsewhere, or by this transaction
-            unknown -= (await self._held_view(tx, tenant)).keys()
+            # Without a lock: that of the definitions comes before the subject's, which is held by now.
+            unknown -= view_of(self._built_in, await self._store.read_roles(tenant, tx), tenant).keys()
         if unknown:
             raise RoleUnknown(role=min(unknown)[:64])
 

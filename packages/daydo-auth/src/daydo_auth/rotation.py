@@ -71,6 +71,9 @@ class RefreshToken(NamedTuple):
     counter: int
     secret: str
 
+    def __repr__(self) -> str:
+        return f"RefreshToken({self.session_id!r}, {self.counter}, ***)"
+
     @property
     def secret_hash(self) -> bytes:
         return hash_secret(self.secret)

@@ -121,12 +121,13 @@ class SessionRows:
         await self._db.run(write)
 
     async def prove(self, tx: Tx, session_id: str) -> Session:
-        """Its person has proven themselves again, just now; the session."""
+        """Its person has proven themselves again, just now; the session, locked, and its subject as it stands."""
         now = self.now
         *_, found = await tx.execute_all(
             [
                 (f"UPDATE daydo_auth_session SET proved_at_us = {now} WHERE id = ?", (session_id,)),
-                (f"{_READ.format(now=now)} {tx.dialect.for_update}", (session_id,)),
+                # Without a lock: it would be one on the subject, too, which comes before its sessions.
+                (_READ.format(now=now), (session_id,)),
             ]
         )
         return _session_of(found.rows[0])[0]

@@ -1,7 +1,7 @@
 """Tickets: what a browser's WebSocket and EventSource send instead of a header, once, within a minute.
 
 A ticket ends up in URLs and so in logs, which is why it dies on first use. Redis holds only its hash. Redis away: no
-ticket is made and none is believed; the error is Redis's own.
+ticket is made and none is believed (TicketsUnavailable, 503).
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import secrets
 
 import msgspec
 
-from daydo_redis import Redis
+from daydo_redis import Redis, RedisError
 
 from .config import AuthConfig
-from .errors import TicketInvalid
+from .errors import TicketInvalid, TicketsUnavailable
 from .model import Principal
 from .permissions import Permissions
 
 _TICKET = re.compile(r"[A-Za-z0-9_-]{43}")
+_RETRY_AFTER_S = 1.0
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -36,7 +37,7 @@ class Held(msgspec.Struct, frozen=True):
     """What a key narrows the roles to."""
 
     @classmethod
-    def of(cls, principal: Principal, epoch: int) -> Held:
+    def of(cls, principal: Principal) -> Held:
         return cls(
             principal.tenant,
             principal.subject,
@@ -44,7 +45,7 @@ class Held(msgspec.Struct, frozen=True):
             principal.roles,
             principal.proved_at_us,
             principal.key_id,
-            epoch,
+            principal.epoch,
             tuple(principal.permissions) if principal.key_id else None,
         )
 
@@ -59,6 +60,7 @@ class Held(msgspec.Struct, frozen=True):
             "ticket",
             self.proved_at_us,
             self.key_id,
+            self.epoch,
         )
 
 
@@ -72,8 +74,16 @@ class Tickets:
         self._prefix = config.redis_prefix + "ticket:"
 
     async def issue(self, held: Held) -> str:
+        """A new ticket for whom ``held`` says.
+
+        Raises:
+            TicketsUnavailable: Redis is away.
+        """
         ticket = secrets.token_urlsafe(32)
-        await self._redis.set(self._key(ticket), msgspec.json.encode(held), ttl_s=self._ttl_s, only_new=True)
+        try:
+            await self._redis.set(self._key(ticket), msgspec.json.encode(held), ttl_s=self._ttl_s, only_new=True)
+        except RedisError as error:
+            raise _unavailable(error) from error
         return ticket
 
     async def redeem(self, ticket: str) -> Held:
@@ -81,13 +91,21 @@ class Tickets:
 
         Raises:
             TicketInvalid: unknown, used or expired.
+            TicketsUnavailable: Redis is away; the ticket may be used up.
         """
         if not _TICKET.fullmatch(ticket):
             raise TicketInvalid()
-        found = await self._redis.take(self._key(ticket))
+        try:
+            found = await self._redis.take(self._key(ticket))
+        except RedisError as error:
+            raise _unavailable(error) from error
         if found is None:
             raise TicketInvalid()
         return _held_of.decode(found)
 
     def _key(self, ticket: str) -> str:
         return self._prefix + hashlib.sha256(ticket.encode()).hexdigest()
+
+
+def _unavailable(error: RedisError) -> TicketsUnavailable:
+    return TicketsUnavailable(retry_after_s=error.retry_after_s or _RETRY_AFTER_S)

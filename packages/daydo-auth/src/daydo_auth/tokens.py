@@ -43,7 +43,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ten: the tenant.
         rol: the subject's roles; what they permit every worker knows.
         ep: the subject's epoch, which goes up when its roles change.
-        rep: the epoch of the tenant's role table as the worker that signed knew it.
+        rep: the epoch of the tenant's role table as the worker that signed knew it; one that knows less reads it anew.
         aut: when the person last proved who they are.
     """
 

@@ -70,6 +70,20 @@ class Ways:
             return await self._keys.prove(key[1])
         return self._verify(header)
 
+    def key_owner(self, presented: Presented) -> str | None:
+        """See :meth:`daydo_auth.Auth.key_owner`."""
+        given = presented.all(b"authorization")
+        if len(given) != 1:
+            return None
+        header = given[0].decode("latin-1")
+        if header.startswith(SCHEME):
+            try:
+                return self._keys.owner(self._signature_of(presented, header)[0])
+            except SignatureInvalid:
+                return None
+        key = _KEY.fullmatch(header)
+        return self._keys.owner_of(key[1]) if key is not None else None
+
     def _by_cookie(self, presented: Presented) -> Principal:
         cookie = cookie_of(presented.headers, ACCESS_COOKIE) if presented.takes_cookie else None
         if cookie is None:
@@ -92,6 +106,15 @@ class Ways:
         return principal
 
     async def _signer(self, presented: Presented, header: str) -> Principal:
+        key_id, signed = self._signature_of(presented, header)
+        principal = await self._keys.signer(key_id)
+        check_body(signed, await presented.body())
+        await self._spend(principal, signed)
+        self._keys.note(principal, "ok")
+        return principal
+
+    def _signature_of(self, presented: Presented, header: str) -> tuple[str, Signed]:
+        """(key id, what was signed) of a genuine signature."""
         signature = parse(header)
         signed = check(
             signature,
@@ -104,11 +127,7 @@ class Ways:
             window_s=self._config.signature_window_s,
             skew_s=self._config.clock_skew_s,
         )
-        principal = await self._keys.signer(signature.key_id)
-        check_body(signed, await presented.body())
-        await self._spend(principal, signed)
-        self._keys.note(principal, "ok")
-        return principal
+        return signature.key_id, signed
 
     async def _spend(self, principal: Principal, signed: Signed) -> None:
         good_for_s = signed.until_s - self._now_s()

@@ -34,10 +34,10 @@ def serving(sandbox: Sandbox, *, host: str = "127.0.0.1", port: int = 0) -> Iter
         server = _Server(config)
         thread = threading.Thread(target=_run, args=(sandbox, server, listener), name="daydo-sandbox", daemon=True)
         thread.start()
-        if not server.listens.wait(_START_S):
-            raise RuntimeError(f"the sandbox did not come up within {_START_S:g} s")
         named = f"[{host}]" if ":" in host else host
         try:
+            if not server.listens.wait(_START_S):
+                raise RuntimeError(f"the sandbox did not come up within {_START_S:g} s")
             yield f"http://{named}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True

@@ -11,6 +11,10 @@ refused, and of the others at least ``admit_share`` is always let in: a shedder 
 things are better. But a tenth of fifty times the load is still five times the load: once ``in_flight_max`` are under
 way, the share is one of those that leave, not of those that come. Shares are kept by counting, not by chance.
 
+A crowd is no overload: two hundred requests that come at once and are answered within half a second need no doors.
+So pressure closes none until it has lasted ``patience_s``, and one that comes back is met at once until it has been
+gone for as long. ``burst_max`` under way are too many at any time.
+
 Lag is measured by a timer: by how much it was late, smoothed so that one pause of the loop does not close a door; a
 measurement counts the more the more time it covers. While the timer is overdue, what it is overdue by is the least
 that lag can be: so a crowd that is let in within one turn of the loop is felt within that turn.
@@ -49,6 +53,8 @@ class ShedderConfig(Config, frozen=True, kw_only=True):
     Attributes:
         lag_begin_s, lag_max_s: lag of the event loop at which it begins, and at which all doors are closed.
         in_flight_begin, in_flight_max: the same for requests under way.
+        patience_s: how long pressure lasts before anybody is refused, and has to be gone before it is so again.
+        burst_max: requests under way beyond which nobody has patience.
         admit_share: of each priority, let in however late the loop is; at ``in_flight_max``, for each that leaves.
         probe_s: how often lag is measured.
         smooth_s: over how long lag is smoothed.
@@ -60,6 +66,8 @@ class ShedderConfig(Config, frozen=True, kw_only=True):
     lag_max_s: Annotated[float, Meta(gt=0, le=60)] = 0.2
     in_flight_begin: Annotated[int, Meta(ge=0, le=1_000_000)] = 500
     in_flight_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 2_000
+    patience_s: Annotated[float, Meta(ge=0, le=60)] = 1.0
+    burst_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 4_000
     admit_share: Annotated[float, Meta(gt=0, le=1)] = 0.1
     probe_s: Annotated[float, Meta(ge=0.001, le=1)] = 0.01
     smooth_s: Annotated[float, Meta(ge=0.001, le=60)] = 0.1
@@ -70,6 +78,8 @@ class ShedderConfig(Config, frozen=True, kw_only=True):
         super().__post_init__()
         if self.lag_begin_s >= self.lag_max_s or self.in_flight_begin >= self.in_flight_max:
             raise ValueError("ShedderConfig: lag_begin_s < lag_max_s and in_flight_begin < in_flight_max")
+        if self.burst_max < self.in_flight_max:
+            raise ValueError("ShedderConfig: in_flight_max <= burst_max")
 
 
 class Visit:
@@ -124,6 +134,8 @@ class Shedder(Part):
         self._lag_s = 0.0
         self._in_flight = 0
         self._credit = [0.0] * len(Priority)
+        self._pressed_s = 0.0
+        self._is_patient = config.patience_s > 0
         self._vacancies = 0.0  # left while in_flight_max are under way
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = float("inf")
@@ -145,7 +157,12 @@ class Shedder(Part):
 
     @property
     def pressure(self) -> float:
-        """From 0 to 1."""
+        """From 0 to 1, as far as it is acted on."""
+        if self._in_flight >= self.config.burst_max:
+            return 1.0
+        return 0.0 if self._is_patient else self._felt()
+
+    def _felt(self) -> float:
         config = self.config
         lag_s = max(self._lag_s, self._now_s() - self._due_s)
         lag = (lag_s - config.lag_begin_s) / (config.lag_max_s - config.lag_begin_s)
@@ -206,7 +223,8 @@ class Shedder(Part):
         return Health(status=status, detail={"in_flight": self._in_flight, "lag_s": round(self._lag_s, 4)})
 
     async def _start(self) -> None:
-        self._lag_s = 0.0
+        self._lag_s = self._pressed_s = 0.0
+        self._is_patient = self.config.patience_s > 0
         self._arm()
 
     async def _close(self) -> None:
@@ -223,3 +241,13 @@ class Shedder(Part):
         weight = min(MEASUREMENT_MAX, (lag_s + self.config.probe_s) / self.config.smooth_s)
         self._lag_s += (lag_s - self._lag_s) * weight
         self._arm()
+        self._endure(lag_s + self.config.probe_s)
+
+    def _endure(self, elapsed_s: float) -> None:
+        patience_s = self.config.patience_s
+        change_s = elapsed_s if self._felt() > 0 else -elapsed_s
+        self._pressed_s = min(max(self._pressed_s + change_s, 0.0), patience_s)
+        if self._pressed_s >= patience_s:
+            self._is_patient = False
+        elif self._pressed_s <= 0:
+            self._is_patient = True

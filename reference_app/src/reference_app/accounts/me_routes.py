@@ -23,7 +23,7 @@ from daydo_auth import (
     WeChatUnavailable,
     WrongCredentials,
 )
-from daydo_auth.litestar import authenticated, fresh, person
+from daydo_auth.litestar import fresh, permitted, person
 from daydo_db.paging import CURSOR_CHARS_MAX
 from daydo_kernel import Envelope, NotFound, Page, SystemClock, isoformat, new_id, ok
 from daydo_kernel.litestar import ApiRequest, refusals
@@ -59,9 +59,8 @@ Codes = NamedDependency[SkipValidation[Invites]]
 class MeController(Controller):
     path = "/users/me"
     tags = ("accounts",)
-    guards = (authenticated,)
 
-    @get("/", summary="My profile", responses=refusals(NotFound))
+    @get("/", guards=[permitted("profile:read")], summary="My profile", responses=refusals(NotFound))
     async def me(self, request: ApiRequest, personal: Own) -> Envelope[UserOut]:
         """The user the access token stands for."""
         return ok(shown(await personal.profile(request.user)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from litestar import Controller, Router, WebSocket, get, post, websocket
@@ -14,7 +15,7 @@ from litestar.response import File, Response, Stream
 from msgspec import UNSET, UnsetType
 
 from daydo_auth import Principal
-from daydo_auth.litestar import anyone, authenticated, ticketed
+from daydo_auth.litestar import anyone, permitted, ticketed, until_refused
 from daydo_db.paging import CURSOR_CHARS_MAX
 from daydo_kernel import Envelope, NotFound, Page, PayloadTooLarge, get_context, isoformat, new_id, ok
 from daydo_kernel.litestar import ApiRequest, read_form, refusals
@@ -33,6 +34,7 @@ from .service import Images
 
 # A multipart body is a little longer than its file.
 MULTIPART_OVERHEAD = 64 * 1024
+MAY_WATCH = "image:read"
 
 Service = NamedDependency[SkipValidation[Images]]
 Configuration = NamedDependency[SkipValidation[ImagesConfig]]
@@ -47,7 +49,7 @@ EventCursor = Annotated[str | None, Parameter(max_length=64, description="resume
 class UploadsController(Controller):
     path = "/uploads"
     tags = ("images",)
-    guards = (authenticated,)
+    guards = (permitted("image:create"),)
 
     @post(
         "/",
@@ -106,11 +108,12 @@ class FeaturesController(Controller):
 class TasksController(Controller):
     path = "/tasks"
     tags = ("tasks",)
-    guards = (authenticated,)
+    guards = (permitted("image:read"),)
 
     @post(
         "/",
         opt=TASKS,
+        guards=[permitted("image:create")],
         summary="Start a task",
         responses=refusals(InsufficientQuota, KeyConflict, Overloaded, FeatureOff),
     )
@@ -150,7 +153,11 @@ class TasksController(Controller):
         return ok(_task(await images.task(_owner(request.user), task_id)))
 
     @post(
-        "/{task_id:str}/cancel", summary="Cancel a task", status_code=200, responses=refusals(RunUnknown, RunFinished)
+        "/{task_id:str}/cancel",
+        guards=[permitted("image:create")],
+        summary="Cancel a task",
+        status_code=200,
+        responses=refusals(RunUnknown, RunFinished),
     )
     async def cancel(self, task_id: str, request: ApiRequest, images: Service) -> Envelope[TaskOut]:
         """Stop a task that is not finished; its credits come back."""
@@ -183,10 +190,10 @@ class LiveController(Controller):
         cursor: EventCursor = None,
         last_event_id: Annotated[str | None, Parameter(header="Last-Event-ID", max_length=64)] = None,
     ) -> Stream:
-        """Server-Sent Events. To resume, take a new ticket and pass the last event's id as ``cursor``."""
+        """Server-Sent Events, until you log out. To resume, take a new ticket and pass the last event's id as ``cursor``."""
         events = _shown(images.events(_owner(request.user), last_event_id or cursor))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        body = server_sent(events, config.stream_comment_s)
+        body = server_sent(events, config.stream_comment_s, partial(until_refused, request, MAY_WATCH))
         return Stream(body, media_type="text/event-stream", headers=headers)
 
     @websocket("/")
@@ -198,7 +205,7 @@ class LiveController(Controller):
         cursor: EventCursor = None,
     ) -> None:
         events = _shown(images.events(_owner(socket.user), cursor))
-        await over_websocket(socket, events, config.stream_comment_s)
+        await over_websocket(socket, events, config.stream_comment_s, partial(until_refused, socket, MAY_WATCH))
 
 
 def images_router(images: Images, catalogue: Catalogue, config: ImagesConfig, switches: Switches) -> Router:
