@@ -26,7 +26,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 LOCK = "requirements.lock"
 # What the tests of a package that stands on these floors use of them, beside what the package itself needs.
 EMBEDDED = {"daydo-db": "sqlalchemy", "daydo-redis": "embedded"}
-IN_PARALLEL = ("--numprocesses=2", "--dist=loadfile")
+IN_PARALLEL = ("--numprocesses=3", "--dist=loadfile")  # on two cores: many tests wait for a server or a process
 
 
 def read_toml(path: Path) -> dict:

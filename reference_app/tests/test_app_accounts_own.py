@@ -183,6 +183,15 @@ def test_stepping_up_is_a_proof(town, member, friend):
 # -- leaving -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_weak_new_password_is_refused_under_its_name(member):
+    """The old one beside it is not what is wrong."""
+    body = {"old_password": PASSWORD, "new_password": "weak"}
+    for given in (body, {"new_password": "weak"}):
+        answer = member.call("POST", "/users/me/password", json=given)
+        assert (answer.status_code, answer.json()["error"]) == (422, "auth.password_too_weak")
+        assert {error["field"] for error in answer.json()["errors"]} == {"new_password"}
+
+
 def test_a_deactivated_account_lets_nobody_in(town, member):
     """Sessions end; the right password gets 403, a wrong one the 401 of everybody."""
     refresh = {"refresh_token": member.session["refresh_token"]}

@@ -154,6 +154,19 @@ def test_a_squatter_who_is_somebody_by_wechat_keeps_all_but_the_phone(town, some
     assert refusal(somebody, "POST", "/auth/login", json=body)[0] == 401
 
 
+def test_a_phone_registered_by_a_stranger_who_left_is_free_for_its_owner(town, somebody):
+    """An account whose phone nobody has proven, deactivated, keeps its owner neither from a code nor from registering."""
+    for path, purpose in (("/auth/login", "login"), ("/auth/register", "register")):
+        phone = number()
+        with Client(town.url) as squatter:
+            squatter.enter(squatter.ok("POST", "/auth/register", json={"phone": phone, "password": PASSWORD}))
+            squatter.ok("POST", "/users/me/deactivate")
+        given = {"password": NEW_PASSWORD} if purpose == "register" else {}
+        owner = somebody.ok("POST", path, json={"phone": phone, "code": town.code(somebody, phone, purpose), **given})
+        assert owner["user"]["id"] != squatter.user_id
+        assert by_code(town, somebody, phone)["user"]["id"] == owner["user"]["id"]
+
+
 def test_a_phone_that_was_proven_at_registration_keeps_its_password(town, somebody):
     """With a code for ``register`` nobody can take it away later."""
     phone = number()

@@ -112,7 +112,7 @@ def test_a_worker_that_dies_later_is_replaced_until_it_comes_up(tmp_path):
 
 
 def test_a_full_redis_is_an_outage_of_live_tickets_alone(tmp_path, pytestconfig):
-    """507 with Retry-After and no traceback in the log."""
+    """503 with Retry-After, for tickets are kept nowhere else, and no traceback in the log."""
     if pytestconfig.getoption("--embedded"):
         pytest.skip("needs a server to fill")
     server = PrivateRedis()
@@ -123,7 +123,7 @@ def test_a_full_redis_is_an_outage_of_live_tickets_alone(tmp_path, pytestconfig)
             with Client.from_url(server.url) as client:
                 client.config_set("maxmemory", "1")
             answer = user.call("POST", "/live-tickets")
-            assert (answer.status_code, answer.json()["error"]) == (507, "redis.full")
+            assert (answer.status_code, answer.json()["error"]) == (503, "auth.tickets_unavailable")
             assert "retry-after" in answer.headers
             assert user.call("GET", "/tasks").is_success
             assert "Traceback" not in service.log.read_text()

@@ -292,6 +292,33 @@ async def test_a_squatter_who_is_somebody_keeps_all_but_the_login(home: House) -
     assert home.told("login_reclaimed") == [{"login": "138****5678", "subject_kept": True}]
 
 
+async def test_a_squatter_who_left_keeps_nobody_out(house: House) -> None:
+    """Registered with a stranger's number, then shut out: the stranger proves the number and is somebody new."""
+    await house.enter()
+    await house.auth.roles.disable("u_1")
+    with pytest.raises(UnknownIdentity):
+        await house.auth.reset_password(await house.code(purpose="reset"), NEW)
+    proof = await house.proof()
+    assert proof.subject is None
+    await house.auth.register(Password(PHONE, NEW), subject="u_2")
+    await house.auth.link(proof, subject="u_2")
+    assert (await house.auth.login(await house.code())).subject == "u_2"
+    with pytest.raises(WrongCredentials):
+        await house.auth.login(Password(PHONE, OLD))
+    assert (await house.auth.roles.of("u_1")).is_disabled
+    assert house.told("login_reclaimed") == [{"login": "138****5678", "subject_kept": True}]
+
+
+async def test_a_squatter_who_left_keeps_nobody_from_binding(home: House) -> None:
+    """Who is somebody else here binds the number: the account behind it is nobody's to enter."""
+    await home.enter()
+    await home.auth.roles.disable("u_1")
+    await home.auth.link(await home.auth.prove(home.wechat("o_2")), subject="u_2")
+    principal = home.who(await home.auth.login(home.wechat("o_2")))
+    await home.auth.link(await home.proof(purpose="bind", by=principal), subject="u_2")
+    assert (await home.auth.login(await home.code())).subject == "u_2"
+
+
 async def test_proving_ones_own_login_takes_nothing(home: House) -> None:
     """Who registered and then proves the number from the session of that very account keeps password and sessions."""
     tokens = await home.enter()

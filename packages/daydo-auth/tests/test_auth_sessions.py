@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from daydo_auth import Auth, RefreshReused, SessionRevoked, SessionsUnavailable, TokenInvalid, Tokens
+from daydo_auth.sql_sessions import device_name
 from daydo_db import ConnectionLost, Database, migrate
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis, RedisUnavailable
@@ -445,3 +446,9 @@ async def _ask(worker: Any, question: str) -> str:
 async def _read(worker: Any) -> str:
     async with asyncio.timeout(30):
         return str((await worker.stdout.readline()).decode().strip())
+
+
+def test_a_device_is_a_line_of_text() -> None:
+    """What moves a cursor, ends a line or is no character is dropped from its name, and then it is cut."""
+    assert device_name("\x1b[2JMy\0 \r\nphone\x7f\x85\ud800 手机📱") == "[2JMy phone 手机📱"
+    assert device_name("\n" * 100 + "x" * 100) == "x" * 64

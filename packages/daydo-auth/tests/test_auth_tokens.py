@@ -84,6 +84,7 @@ def by_pyjwt(token: str, clock: ManualClock) -> dict[str, Any]:
         },
     )
     assert clock.now_us() // 1_000_000 < claims["exp"]
+    assert clock.now_us() // 1_000_000 + 30 >= int(claims.get("nbf", 0))
     return claims
 
 
@@ -93,7 +94,7 @@ json_values = st.recursive(
     max_leaves=5,
 )
 claim_names = st.sampled_from(
-    ["typ", "iss", "aud", "sub", "sid", "ten", "rol", "ep", "rep", "iat", "exp", "jti", "aut"]
+    ["typ", "iss", "aud", "sub", "sid", "ten", "rol", "ep", "rep", "iat", "exp", "jti", "aut", "nbf"]
 )
 changed_claims = st.dictionaries(claim_names | st.text(max_size=5), json_values, max_size=2)
 headers = st.fixed_dictionaries(
@@ -219,6 +220,15 @@ def test_the_longest_token_fits(configure: Any, clock: ManualClock) -> None:
     long = session(id="ses_" + "0" * 26, tenant="t" * 128, subject="s" * 128, roles=roles, epoch=2**62)
     tokens = AccessTokens(config, clock)
     assert tokens.read(f"Bearer {tokens.issue(long, 2**62)}").rol == roles
+
+
+def test_a_token_for_later_waits_for_its_time(configure: Any, clock: ManualClock) -> None:
+    """``nbf`` of another who signs with our key counts as ``iat`` does: up to clock_skew_s ahead is now."""
+    tokens, forge = AccessTokens(configure(), clock), TokenForge(configure(), clock)
+    now_s = clock.now_us() // 1_000_000
+    assert tokens.read(f"Bearer {forge.token(nbf=now_s + 30)}").nbf == now_s + 30
+    with pytest.raises(TokenInvalid):
+        tokens.read(f"Bearer {forge.token(nbf=now_s + 31)}")
 
 
 async def test_permissions_travel_in_the_token(sqlite: Any, memory: Any, configure: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daydo_kernel import DaydoError, NotFound, get_context
+from daydo_kernel import DaydoError, NotFound, get_context, render
 
 REQUESTS = "daydo_http_requests_total"
 SECONDS = "daydo_http_request_seconds"
@@ -131,6 +131,37 @@ async def test_labels_stay_few(house: Any, get: Any) -> None:
         await get(wrapped, f"/scan/{number}", f"M{number}" if number % 2 else "GET")
     assert house.labels(REQUESTS) == {("GET", "unrouted", "404"), ("other", "unrouted", "404")}
     assert house.log[0]["path"] == "/scan/0"
+
+
+class Full(DaydoError, code=50399, name="shop.full", zh="满", en="Full", retryable=True):
+    """Refused for the moment."""
+
+
+class Broken(DaydoError, code=50398, name="shop.broken", zh="坏", en="Broken"):
+    """Refused for good."""
+
+
+@pytest.mark.parametrize(
+    ("error", "level", "has_traceback"), [(Full, "WARNING", False), (Broken, "ERROR", True), (OSError, "ERROR", True)]
+)
+async def test_a_refusal_for_the_moment_wakes_nobody(
+    house: Any, get: Any, caplog: Any, error: type[Exception], level: str, has_traceback: bool
+) -> None:
+    """A declared 503 that may be tried again is a warning in both lines, answered by the framework or by us."""
+
+    async def escaping(scope: Any, receive: Any, send: Any) -> None:
+        raise error()
+
+    async def answered(scope: Any, receive: Any, send: Any) -> None:
+        rendered = render(error())
+        headers = [(name.title().encode(), value.encode()) for name, value in rendered.headers.items()]
+        await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
+        await send({"type": "http.response.body", "body": rendered.body})
+
+    for app in (escaping, answered):
+        await get(house.observe.wrap(app), "/")
+    assert [line["level"] for line in house.log] == [level, level]
+    assert [(record.levelname, bool(record.exc_info)) for record in caplog.records] == [(level, has_traceback)]
 
 
 async def test_an_escaping_error_is_answered(house: Any, get: Any, caplog: Any) -> None:

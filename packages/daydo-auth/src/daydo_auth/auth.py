@@ -464,8 +464,8 @@ class Auth(Part):
         """Wait until the next request of ``principal`` would be refused; with what error. For what stays open.
 
         That is when their session ends, their API key is revoked, their roles change or do not give ``permissions``
-        any more: at once where this worker does it, within ``revocation_poll_s`` where another does. No I/O; cancel it
-        when the connection ends first.
+        any more: at once where this worker does it, within ``revocation_poll_s`` where another does, and as long again
+        where it is a role's definition. No I/O; cancel it when the connection ends first.
         """
         self._require_started()
         return await self._watches.until_refused(principal, permissions)

@@ -7,7 +7,8 @@ it yet. Whether a login is known is said only to who has proven that it is their
 their own and wait. So when a code first proves such a login:
 
 - by somebody who speaks from a session of that very subject (``by=``): it is marked proven, nothing else;
-- if the subject is otherwise proven (another login, WeChat): the login is taken from it, nobody has it now;
+- if the subject is otherwise proven (another login, WeChat), or shut out: the login is taken from it, nobody has it
+  now. Else whoever registered a stranger's number and left would keep the stranger out;
 - else the subject is the prover's from here on, and whatever the one before could come back by is gone: password, keys,
   sessions.
 
@@ -269,7 +270,10 @@ class Proofs:
         if by is not None and (by.tenant, by.subject) == (tenant, subject):
             await self._store.mark_proven(tx, tenant, LOGIN, proof.login)
             return subject
-        if any(each.verified_at_us for each in await self._store.of(tenant, subject, tx)):
+        known = await self._store.of(tenant, subject, tx)
+        await self._store.lock_password(tx, tenant, subject)
+        standing = await self._roles.hold(tx, tenant, subject)
+        if standing.is_disabled or any(each.verified_at_us for each in known):
             await self._store.remove(tx, tenant, LOGIN, proof.login, subject)
             await self._tell(tx, "login_reclaimed", tenant, subject, login=mask_login(proof.login), subject_kept=True)
             return None

@@ -283,9 +283,9 @@ class Roles:
             raise AccountDisabled()
         return standing
 
-    async def hold(self, tx: Tx, tenant: str, subject: str) -> None:
-        """Let nobody open anything for ``subject``, or change how it stands, until the end of ``tx``."""
-        await self._held(tx, tenant, subject)
+    async def hold(self, tx: Tx, tenant: str, subject: str) -> Standing:
+        """How ``subject`` stands, shut out or not. Nobody opens anything for it, or changes that, before ``tx`` ends."""
+        return await self._held(tx, tenant, subject)
 
     async def forget(self, tx: Tx, tenant: str, subject: str) -> None:
         """Delete what is kept of ``subject`` here; its sessions are ended elsewhere."""

@@ -9,6 +9,8 @@ waits for a lock, and of many at once one wins; the others read again and find t
 from __future__ import annotations
 
 import hmac
+import itertools
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -213,8 +215,9 @@ class SqlSessions:
 
 
 def device_name(device: str) -> str:
-    """What a client calls itself, cut and made storable."""
-    return device.encode("utf-8", "replace").decode().replace("\0", "")[:MAX_DEVICE_CHARS]
+    """What a client calls itself, cut, without what cannot be stored or would act on a terminal or a log."""
+    seen = (each for each in device if unicodedata.category(each) not in ("Cc", "Cs"))
+    return "".join(itertools.islice(seen, MAX_DEVICE_CHARS))
 
 
 def _session_of(row: tuple[Any, ...]) -> tuple[Session, int]:

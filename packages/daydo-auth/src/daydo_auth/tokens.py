@@ -13,7 +13,7 @@ import hmac
 import itertools
 import re
 import secrets
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -24,6 +24,7 @@ from .errors import TokenExpired, TokenInvalid, TokenMissing
 from .rotation import Mac, Session, url_base64
 
 MAX_TOKEN_CHARS = 4_096
+Name = Annotated[str, msgspec.Meta(min_length=1)]
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +(([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+))\.([A-Za-z0-9_-]{43})")
 
 
@@ -35,7 +36,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     typ: Literal["JWT"]
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What an access token says. Times are whole seconds since 1970.
 
     Attributes:
@@ -45,13 +46,14 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ep: the subject's epoch, which goes up when its roles change.
         rep: the epoch of the tenant's role table as the worker that signed knew it; one that knows less reads it anew.
         aut: when the person last proved who they are.
+        nbf: not good before; ours do not say it.
     """
 
     typ: Literal["access"]
     iss: str
     aud: str
-    sub: str
-    sid: str
+    sub: Name
+    sid: Name
     ten: str
     rol: tuple[str, ...]
     ep: int
@@ -60,6 +62,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     exp: int
     jti: str
     aut: int
+    nbf: int = 0
 
 
 _header_of = msgspec.json.Decoder(Header)
@@ -148,7 +151,7 @@ class AccessTokens:
         if claims.iss != config.issuer or claims.aud != config.audience:
             raise TokenInvalid()
         latest_s = now_s + config.clock_skew_s
-        if claims.iat > latest_s or claims.exp > latest_s + config.access_ttl_s:
+        if max(claims.iat, claims.nbf) > latest_s or claims.exp > latest_s + config.access_ttl_s:
             raise TokenInvalid()
         if claims.exp <= now_s:
             raise TokenExpired()

@@ -12,6 +12,9 @@ nothing was sent at all                               500, sent by us
 ====================================================  ==============================================
 
 A WebSocket's outcome is its close code; 1006 where nobody sent one.
+
+A 503 that says when to come again (Retry-After) was meant by whoever sent it: a full queue, load that is shed. It is a
+WARNING; every other 5xx is an ERROR.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from daydo_kernel import (
+    DaydoError,
     InternalError,
     MethodNotAllowed,
     Rendered,
@@ -43,6 +47,7 @@ Message = MutableMapping[str, Any]
 Page = Callable[[Mapping[str, Any]], Awaitable[Rendered]]
 
 CLIENT_LEFT: Final = 499
+UNAVAILABLE: Final = 503
 _ABNORMAL_CLOSE: Final = 1006
 _PATIENCE_S: Final = 0.1
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -104,6 +109,7 @@ class Edge:
                 status,
                 self._seconds() - response.began,
                 response.bytes,
+                foreseen=response.foreseen and status == UNAVAILABLE,
                 quiet=page is not None and status < 400,
             )
             reset_context(token)
@@ -142,6 +148,7 @@ class _Response:
         "began",
         "bytes",
         "complete",
+        "foreseen",
         "gone",
         "status",
     )
@@ -156,6 +163,7 @@ class _Response:
         self.status = 0
         self.bytes = 0
         self.complete = False
+        self.foreseen = False
         self.gone = False
 
     @property
@@ -170,6 +178,8 @@ class _Response:
             self.complete = not message.get("more_body")
         elif kind == "http.response.start":
             self.status = message["status"]
+            if self.status == UNAVAILABLE:
+                self.foreseen = any(name.lower() == b"retry-after" for name, _ in message.get("headers", ()))
             message = {**message, "headers": [*message.get("headers", ()), self._request_id]}
             if self._seconds() - self.began > _PATIENCE_S:
                 return self._look_and_send(message)
@@ -277,7 +287,9 @@ async def _refuse(error: Exception, response: _Response, method: str) -> int:
         log.error("an error escaped after the response had started", exc_info=error)
         return response.status if response.complete else 500
     rendered = render(error)
-    if rendered.status >= 500:
+    if rendered.status == UNAVAILABLE and isinstance(error, DaydoError) and error.retryable:
+        log.warning("refused for now: %s", error.name)
+    elif rendered.status >= 500:
         log.error("an error escaped the application", exc_info=error)
     await response.answer(rendered, method)
     return rendered.status

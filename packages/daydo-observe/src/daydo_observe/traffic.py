@@ -89,9 +89,13 @@ class Traffic:
         sent_bytes: int,
         *,
         label: str = "",
+        foreseen: bool = False,
         quiet: bool = False,
     ) -> None:
-        """Count one request and, unless ``quiet``, write its line; ``label`` replaces the status in metrics."""
+        """Count one request and, unless ``quiet``, write its line; ``label`` replaces the status in metrics.
+
+        ``foreseen`` is a failure that was meant: told at WARNING, which wakes nobody.
+        """
         route = route_of(scope)
         requests, histogram = self._bound(method if method in METHODS else OTHER, route, label or status)
         requests.inc()
@@ -99,11 +103,11 @@ class Traffic:
             histogram.observe(seconds)
         if quiet:
             return
-        failed = 500 <= status < 600 or status == INTERNAL_CLOSE
+        failed = not foreseen and (500 <= status < 600 or status == INTERNAL_CLOSE)
         path, client = scope["path"], scope.get("client")
         line = AccessLine(
             time=self._time(),
-            level="ERROR" if failed else "INFO",
+            level="WARNING" if foreseen else "ERROR" if failed else "INFO",
             logger="daydo.access",
             service=self._service,
             request_id=context.request_id,

@@ -12,6 +12,7 @@ from litestar.response import Response
 from daydo_auth import (
     AccountDisabled,
     CodesLimited,
+    CodesUnavailable,
     CodeWrong,
     HashingSaturated,
     LoginTaken,
@@ -90,7 +91,7 @@ class MeController(Controller):
         opt=LOGIN,
         summary="Bind a phone",
         status_code=200,
-        responses=refusals(CodeWrong, CodesLimited, LoginTaken, NotFound),
+        responses=refusals(CodeWrong, CodesLimited, CodesUnavailable, LoginTaken, NotFound),
     )
     async def bind_phone(self, data: PhoneIn, request: ApiRequest, personal: Own) -> Envelope[UserOut]:
         """In place of the one I had, by a code that was sent to it for ``bind``."""
@@ -140,7 +141,9 @@ class StepUpController(Controller):
         opt=LOGIN,
         summary="Prove again who I am",
         status_code=200,
-        responses=refusals(WrongCredentials, CodeWrong, CodesLimited, HashingSaturated, AccountDisabled, NotFound),
+        responses=refusals(
+            WrongCredentials, CodeWrong, CodesLimited, CodesUnavailable, HashingSaturated, AccountDisabled, NotFound
+        ),
     )
     async def step_up(self, data: StepUpIn, request: ApiRequest, personal: Own) -> Envelope[AccessOut]:
         """For what asks for it with 403 ``auth.step_up_required``; the session stays."""

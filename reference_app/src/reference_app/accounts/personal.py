@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from daydo_auth import AccessToken, Auth, Code, Password, Principal, WeChatCode
+from daydo_auth import AccessToken, Auth, Code, Password, PasswordTooWeak, Principal, WeChatCode
 from daydo_db import Database, Tx
 from daydo_kernel import BadRequest, Event, EventSink, FieldError, NotFound
 
@@ -106,11 +106,17 @@ class Personal:
             StepUpRequired: it is the first password, and they proved themselves too long ago.
             PasswordTooWeak, HashingSaturated: as ``auth.change_password``.
         """
-        if old is not None:
-            await self._auth.change_password(user, old, new)
-        else:
+        if old is None:
             self._auth.require_fresh(user, FRESH_S)
-            await self._auth.set_password(user.subject, new, tenant=user.tenant)
+        try:
+            if old is not None:
+                await self._auth.change_password(user, old, new)
+            else:
+                await self._auth.set_password(user.subject, new, tenant=user.tenant)
+        except PasswordTooWeak as error:
+            # As the client calls it, who may have sent two.
+            fields = tuple(FieldError("new_password", field.zh, field.en) for field in error.fields)
+            raise PasswordTooWeak(fields=fields) from None
 
     async def step_up(self, user: Principal, password: str | None, code: str | None, *, address: str) -> AccessToken:
         """Prove themselves again, by their password or a code that was sent to their phone for ``step_up``.

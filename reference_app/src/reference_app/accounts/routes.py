@@ -9,6 +9,7 @@ from litestar.params import SkipValidation
 from daydo_auth import (
     AccountDisabled,
     CodesLimited,
+    CodesUnavailable,
     CodeWrong,
     HashingSaturated,
     LoginTaken,
@@ -57,7 +58,9 @@ class AuthController(Controller):
         "/register",
         opt=REGISTER,
         summary="Register",
-        responses=refusals(LoginTaken, PasswordTooWeak, HashingSaturated, CodeWrong, CodesLimited, *_SENT_BY),
+        responses=refusals(
+            LoginTaken, PasswordTooWeak, HashingSaturated, CodeWrong, CodesLimited, CodesUnavailable, *_SENT_BY
+        ),
     )
     async def register(self, data: RegisterIn, request: ApiRequest, accounts: Service) -> Envelope[SessionOut]:
         """Create a user by phone number or e-mail address and password, with the first credits."""
@@ -72,7 +75,9 @@ class AuthController(Controller):
         opt=LOGIN,
         summary="Log in",
         status_code=200,
-        responses=refusals(WrongCredentials, CodeWrong, CodesLimited, AccountDisabled, HashingSaturated, *_SENT_BY),
+        responses=refusals(
+            WrongCredentials, CodeWrong, CodesLimited, CodesUnavailable, AccountDisabled, HashingSaturated, *_SENT_BY
+        ),
     )
     async def login(self, data: LoginIn, request: ApiRequest, accounts: Service) -> Envelope[SessionOut]:
         """Open a session by password or SMS code. An unknown user and a wrong password get the same answer; a code
@@ -104,7 +109,7 @@ class AuthController(Controller):
         opt=SMS_CODES,
         summary="Send a one-time code",
         status_code=200,
-        responses=refusals(CodesLimited, LoginUnusable, SenderUnavailable),
+        responses=refusals(CodesLimited, LoginUnusable, SenderUnavailable, CodesUnavailable),
     )
     async def sms_code(self, data: SmsCodeIn, request: ApiRequest, accounts: Service) -> Envelope[SmsCodeOut]:
         """The answer is the same whether somebody is registered with this phone or not."""
@@ -117,7 +122,13 @@ class AuthController(Controller):
         summary="Set a new password by a code",
         status_code=200,
         responses=refusals(
-            CodeWrong, CodesLimited, PasswordTooWeak, UnknownIdentity, AccountDisabled, HashingSaturated
+            CodeWrong,
+            CodesLimited,
+            CodesUnavailable,
+            PasswordTooWeak,
+            UnknownIdentity,
+            AccountDisabled,
+            HashingSaturated,
         ),
     )
     async def reset_password(self, data: PasswordResetIn, request: ApiRequest, accounts: Service) -> Envelope[DoneOut]:

@@ -190,7 +190,10 @@ class LiveController(Controller):
         cursor: EventCursor = None,
         last_event_id: Annotated[str | None, Parameter(header="Last-Event-ID", max_length=64)] = None,
     ) -> Stream:
-        """Server-Sent Events, until you log out. To resume, take a new ticket and pass the last event's id as ``cursor``."""
+        """Server-Sent Events. To resume, take a new ticket and pass the last event's id as ``cursor``.
+
+        The stream ends when you log out, and when you may read tasks no more.
+        """
         events = _shown(images.events(_owner(request.user), last_event_id or cursor))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         body = server_sent(events, config.stream_comment_s, partial(until_refused, request, MAY_WATCH))
