@@ -11,6 +11,7 @@ from daydo_auth import Auth, AuthConfig  # noqa: E402
 from daydo_db import Database, migrate  # noqa: E402
 from daydo_kernel.testing import ManualClock, RecordedEvents  # noqa: E402
 from daydo_redis import Redis  # noqa: E402
+from daydo_redis.testing import CALM  # noqa: E402
 
 KEY = "test-key-0123456789-abcdefghijklmnop"
 PEPPER = "test-pepper-0123456789-abcdefghijkl"
@@ -53,7 +54,7 @@ async def sqlite() -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def memory() -> AsyncIterator[Redis]:
-    async with Redis("embedded://memory") as redis:
+    async with Redis("embedded://memory", CALM) as redis:
         yield redis
 
 

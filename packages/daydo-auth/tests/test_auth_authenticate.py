@@ -32,6 +32,7 @@ from daydo_db import Database
 from daydo_kernel import NotStarted
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 GOOD = "Correct-Horse-7"
 
@@ -198,7 +199,7 @@ async def test_nonces_are_each_keys_own(auth: Auth, forge: SignatureForge, clock
 async def test_two_workers_and_one_request(sqlite: Database, redis_url: str, configure: Any) -> None:
     """Of twenty copies that reach two workers at once one gets in."""
     config = configure(default_permissions=("image:create",))
-    async with Redis(redis_url) as redis, Auth(sqlite, redis, config) as one, Auth(sqlite, redis, config) as two:
+    async with Redis(redis_url, CALM) as redis, Auth(sqlite, redis, config) as one, Auth(sqlite, redis, config) as two:
         new = await one.keys.create("u_1", name="ci", scopes=["image:create"], kind="signing")
         request = SignatureForge(new).request()
         copies = (worker.authenticate(request) for worker in (one, two) for _ in range(10))

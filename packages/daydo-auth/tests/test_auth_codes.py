@@ -18,6 +18,7 @@ from daydo_auth.logins import channel_of, mask_login, normalize_login
 from daydo_kernel import Metrics
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 PHONE = "13812345678"
 
@@ -58,7 +59,7 @@ class Worker:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis(redis_url) as redis:
+    async with Redis(redis_url, CALM) as redis:
         yield redis
 
 
@@ -169,7 +170,12 @@ async def test_the_fifth_guess_is_the_last(worker: Worker, clock: ManualClock) -
 
 async def test_parallel_guesses_are_counted_together(redis_url: str, configure: Any) -> None:
     """Guesses at once over four workers: after four of them the right code passes, after five it does not, ever."""
-    async with Redis(redis_url) as one, Redis(redis_url) as two, Redis(redis_url) as three, Redis(redis_url) as four:
+    async with (
+        Redis(redis_url, CALM) as one,
+        Redis(redis_url, CALM) as two,
+        Redis(redis_url, CALM) as three,
+        Redis(redis_url, CALM) as four,
+    ):
         config = configure(code_interval_s=0, codes_per_login=1_000)
         workers = [Worker(redis, config, None) for redis in (one, two, three, four)]
         first = workers[0]
@@ -191,7 +197,7 @@ async def test_parallel_guesses_are_counted_together(redis_url: str, configure: 
 
 async def test_parallel_use_has_one_winner(redis_url: str, configure: Any) -> None:
     """Of thirty who show the right code at once, over two workers, one passes."""
-    async with Redis(redis_url) as one, Redis(redis_url) as two:
+    async with Redis(redis_url, CALM) as one, Redis(redis_url, CALM) as two:
         workers = [Worker(redis, configure(), None) for redis in (one, two)]
         await workers[0].codes.send(PHONE, "login")
         code = workers[0].out.code
@@ -317,7 +323,7 @@ async def test_limits_by_address_and_for_all(redis: Redis, configure: Any, clock
 
 async def test_parallel_requests_send_one_message(redis_url: str, configure: Any) -> None:
     """Twenty requests for one phone at once, over two workers: one message."""
-    async with Redis(redis_url) as one, Redis(redis_url) as two:
+    async with Redis(redis_url, CALM) as one, Redis(redis_url, CALM) as two:
         workers = [Worker(redis, configure(), None) for redis in (one, two)]
         sends = [workers[number % 2].codes.send(PHONE, "login") for number in range(20)]
         results = await asyncio.gather(*sends, return_exceptions=True)
@@ -375,7 +381,7 @@ def test_codes_follow_a_plain_model(steps: list[Any]) -> None:
 
     async def follow() -> None:
         clock, model, newest = ManualClock(), Model(), dict.fromkeys(LOGINS, "000000")
-        async with Redis("embedded://memory") as redis:
+        async with Redis("embedded://memory", CALM) as redis:
             worker = Worker(redis, config, clock)
             for what, *details in steps:
                 if what == "wait":

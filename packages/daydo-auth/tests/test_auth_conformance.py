@@ -10,6 +10,7 @@ from daydo_auth.testing import AuthConformance
 from daydo_db import Database
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 
 class TestCountedInTheDatabase(AuthConformance):
@@ -30,5 +31,8 @@ class TestCountedInRedis(AuthConformance):
     async def auth(
         self, sqlite: Database, redis_url: str, clock: ManualClock, events: RecordedEvents, configure: Any
     ) -> AsyncIterator[Auth]:
-        async with Redis(redis_url) as redis, Auth(sqlite, redis, configure(), clock=clock, events=events) as auth:
+        async with (
+            Redis(redis_url, CALM) as redis,
+            Auth(sqlite, redis, configure(), clock=clock, events=events) as auth,
+        ):
             yield auth

@@ -13,6 +13,7 @@ from daydo_auth.feed import OVERLAP_S
 from daydo_db import Database, DbError
 from daydo_kernel.testing import ManualClock
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -53,7 +54,7 @@ async def test_a_logout_reaches_every_worker(db: Database, memory: Redis, config
 async def test_redis_carries_it_at_once(sqlite: Database, redis_url: str, configure: Any) -> None:
     """With Redis the others know long before their next look, of every kind of change."""
     config = configure(revocation_poll_s=60)
-    async with Redis(redis_url) as redis, Auth(sqlite, redis, config) as one, Auth(sqlite, redis, config) as two:
+    async with Redis(redis_url, CALM) as redis, Auth(sqlite, redis, config) as one, Auth(sqlite, redis, config) as two:
         await until(lambda: len(redis._pubsub._channels) == 1)
         tokens = await one.open_session("u_1")
         await until(lambda: all(channel.confirmed.is_set() for channel in redis._pubsub._channels.values()))

@@ -26,6 +26,7 @@ from daydo_db import ConnectionLost, Database
 from daydo_kernel import NotFound
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 PEPPER = "test-pepper-0123456789-abcdefghijkl"
 ROLES = {
@@ -303,7 +304,7 @@ async def test_keys_expire(auth: Auth, clock: ManualClock) -> None:
 async def test_revoked_in_another_worker(sqlite: Database, redis_url: str, configure: Any) -> None:
     """What one worker revokes another, that knows the key already, refuses soon: by Redis, or by the next look."""
     config = configure(default_permissions=("image:*",), revocation_poll_s=0.05)
-    async with Redis(redis_url) as redis, Auth(sqlite, redis, config) as one, Auth(sqlite, redis, config) as two:
+    async with Redis(redis_url, CALM) as redis, Auth(sqlite, redis, config) as one, Auth(sqlite, redis, config) as two:
         new = await make(one)
         await two.keys.prove(new.secret)
         await one.keys.revoke("u_1", new.key.id)

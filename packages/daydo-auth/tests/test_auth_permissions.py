@@ -26,6 +26,7 @@ from daydo_auth.permissions import (
 from daydo_db import Database
 from daydo_kernel import NotFound
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 # Few words, so that grants meet; the last is in no grant, so that a family is more than what is listed.
 WORDS = ("a", "b", "other")
@@ -227,7 +228,7 @@ def test_built_in_roles_are_checked_at_once(configure: Any) -> None:
         ({"A": RoleSpec()}, "AuthConfig.roles"),
     ):
         with pytest.raises(ValueError, match=what):
-            Auth(Database("sqlite://"), Redis("embedded://memory"), configure(roles=roles))
+            Auth(Database("sqlite://"), Redis("embedded://memory", CALM), configure(roles=roles))
     for bad in ({"permissions": ("a b",)}, {"permissions": ("*:a",)}, {"inherits": ("a b",)}):
         with pytest.raises(ValueError, match="RoleSpec"):
             RoleSpec(**bad)

@@ -35,6 +35,7 @@ from daydo_db.sqlalchemy import enlist
 from daydo_kernel import DaydoError, NotFound
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 GOOD = "Correct-Horse-7"
 BUILT_IN = {
@@ -485,7 +486,7 @@ async def test_every_worker_knows(db: Database, configure: Any, way: str) -> Non
     """What one worker defines, gives and takes counts at another: by Redis, and where Redis is away by the poll."""
     url = "embedded://memory" if way == "pubsub" else "redis://127.0.0.1:1/0"
     config = configure(revocation_poll_s=60 if way == "pubsub" else 0.02, session_store="sql", roles_refresh_s=3_600)
-    async with Redis(url) as redis, Auth(db, redis, config) as one, Auth(db, redis, config) as two:
+    async with Redis(url, CALM) as redis, Auth(db, redis, config) as one, Auth(db, redis, config) as two:
         while two.roles.epoch("") == 0:  # until it listens
             await one.roles.define("other", permissions=[f"n{one.roles.epoch('')}"])
             await asyncio.sleep(0.005)

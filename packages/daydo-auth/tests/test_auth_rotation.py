@@ -22,6 +22,7 @@ from daydo_db import Database, migrate
 from daydo_kernel import running
 from daydo_kernel.testing import ManualClock
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 PEPPER = "test-pepper-0123456789-abcdefghijkl"
 WINDOW_US = 10_000_000
@@ -79,7 +80,7 @@ class World:
     def __init__(self, configure: Any, store: str) -> None:
         self.counts_in_redis = store == "redis"
         self.clock = ManualClock()
-        self.db, self.redis = Database("sqlite://"), Redis("embedded://memory")
+        self.db, self.redis = Database("sqlite://"), Redis("embedded://memory", CALM)
         # What these do by themselves is left to the rules.
         by_hand = {"session_write_back_s": 60, "revocation_poll_s": 60, "sweep_s": 86_400}
         lives = {"refresh_ttl_s": REST_S, "session_ttl_s": LIFE_S, "replay_window_s": WINDOW_S}

@@ -14,6 +14,7 @@ from daydo_auth.sql_sessions import device_name
 from daydo_db import ConnectionLost, Database, migrate
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis, RedisUnavailable
+from daydo_redis.testing import CALM
 
 WORKER = Path(__file__).parent / "auth_worker.py"
 
@@ -409,7 +410,7 @@ async def test_four_processes_agree(tmp_path: Path, redis_url: str, configure: A
     database_url = f"sqlite:///{tmp_path / 'auth.db'}"
     # Redis in process is nobody else's: there the database counts, and is all that tells the others.
     store = "sql" if redis_url.startswith("embedded") else "redis"
-    async with Database(database_url) as db, Redis(redis_url) as redis:
+    async with Database(database_url) as db, Redis(redis_url, CALM) as redis:
         await migrate(db, "daydo_auth")
         async with Auth(db, redis, configure(session_store=store)) as auth:
             pair = await auth.open_session("u_1")

@@ -21,6 +21,7 @@ from daydo_auth import (
 from daydo_db import Database, DbError, SchemaOutdated, migrate
 from daydo_kernel.testing import RecordedEvents
 from daydo_redis import Redis
+from daydo_redis.testing import CALM
 
 GOOD = "Correct-Horse-7"
 
@@ -54,7 +55,7 @@ async def test_a_rolled_back_logout_ends_nothing(auth: Auth, events: RecordedEve
 async def test_two_workers_agree_on_a_rotation(db: Database, redis_url: str, configure: Any, store: str) -> None:
     """On the servers' own clocks: two workers refresh with one token at once, and one successor exists."""
     config = configure(session_store=store)
-    async with Redis(redis_url) as redis, Auth(db, redis, config) as one, Auth(db, redis, config) as two:
+    async with Redis(redis_url, CALM) as redis, Auth(db, redis, config) as one, Auth(db, redis, config) as two:
         tokens = await enter(one)
         done = await asyncio.gather(*((one, two)[number % 2].refresh(tokens.refresh) for number in range(20)))
         assert len({pair.refresh for pair in done}) == 1
@@ -108,7 +109,7 @@ async def test_the_database_goes_away(sqlite: Database, memory: Redis, configure
 def test_it_can_be_entered_in_another_loop(tmp_path: Path, configure: Any) -> None:
     """One noun, left with a hash under way and entered in the next event loop, hashes and drains there too."""
     url = f"sqlite:///{tmp_path / 'auth.db'}"
-    db, redis = Database(url), Redis("embedded://memory")
+    db, redis = Database(url), Redis("embedded://memory", CALM)
     auth = Auth(db, redis, configure(bcrypt_rounds=8))
 
     async def live() -> None:
@@ -127,7 +128,7 @@ def test_it_can_be_entered_in_another_loop(tmp_path: Path, configure: Any) -> No
 
 async def test_tickets_on_every_redis(sqlite: Database, redis_url: str, configure: Any) -> None:
     """A ticket works once and only within its time; Redis holds neither it nor anything that leads to it."""
-    async with Redis(redis_url) as redis, Auth(sqlite, redis, configure(ticket_ttl_s=60)) as auth:
+    async with Redis(redis_url, CALM) as redis, Auth(sqlite, redis, configure(ticket_ttl_s=60)) as auth:
         principal = auth.verify(f"Bearer {(await enter(auth)).access}")
         ticket = await auth.issue_ticket(principal)
         (key,) = await redis.call("KEYS", "daydo:auth:ticket:*")

@@ -10,11 +10,8 @@ import msgspec
 
 from daydo_cache import Cache, CacheConfig, Space
 from daydo_kernel import Metrics
-from daydo_redis import RedisConfig
 from daydo_redis.testing import SHORT_S, eventually
 
-# For machines that are busy with others.
-CALM = RedisConfig(command_timeout_s=SHORT_S, subscribe_timeout_s=SHORT_S)
 PATIENT = CacheConfig(start_wait_s=SHORT_S, staleness_s=10.0, beats=40)
 
 

@@ -3,14 +3,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from cache_loaders import CALM, PATIENT
+from cache_loaders import PATIENT
 
 from daydo_cache import Cache
 from daydo_cache.testing import FaultyRedis
 from daydo_kernel import new_id
 from daydo_kernel.testing import ManualClock
 from daydo_redis import embedded
-from daydo_redis.testing import START_S
+from daydo_redis.testing import CALM, START_S
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from cache_loaders import CALM, PATIENT, Loader, User, counted, users_of
+from cache_loaders import PATIENT, Loader, User, counted, users_of
 
 from daydo_cache import Cache, Existing, FilterConfig, LockBusy, Policy
 from daydo_redis import Redis
-from daydo_redis.testing import PrivateCluster, eventually
+from daydo_redis.testing import CALM, PrivateCluster, eventually
 
 KEYS = [f"u_{number}" for number in range(40)]
 

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from cache_loaders import CALM, PATIENT, Loader, User, caught_up, counted, users_of
+from cache_loaders import PATIENT, Loader, User, caught_up, counted, users_of
 
 from daydo_cache import BadKey, Cache, CacheConfig, Policy
 from daydo_cache.testing import FaultyRedis
 from daydo_db import Database
 from daydo_kernel.testing import ManualClock
 from daydo_redis import RedisTimeout, RedisUnavailable
-from daydo_redis.testing import eventually
+from daydo_redis.testing import CALM, eventually
 
 ANN, BEA = User("u_7", "Ann"), User("u_7", "Bea")
 OFTEN = CacheConfig(pending_retry_s=0.01)

@@ -41,6 +41,7 @@ from daydo_db.backup import (
 )
 from daydo_db.backup.folder import Folder
 from daydo_db.backup.mysql import Tools, find_tools, option_file
+from daydo_db.backup.work import Work
 from daydo_db.config import parse_url
 from daydo_db.testing import Backend, fresh_database
 from daydo_kernel import Health, new_id
@@ -1124,3 +1125,24 @@ async def test_a_private_temporary_database_cannot_be_backed_up(folder):
     async with Database("sqlite://") as db, Backups(db, folder) as backups:
         with pytest.raises(BackupFailed, match="name a file"):
             await backups.create()
+
+
+async def test_work_that_is_given_up_twice_is_waited_for():
+    """A second cancellation must not leave the thread alone with files that are being cleaned up."""
+    begun, end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def function() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        end.wait(30)
+
+    task = asyncio.create_task(Work(None).run(function))
+    await begun.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not task.done()
+    end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task

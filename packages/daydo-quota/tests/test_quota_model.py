@@ -636,7 +636,7 @@ def explore(under_test: Callable[[], Any], examples: int, steps: int) -> None:
 
 def test_the_planner_agrees_with_the_model() -> None:
     """Over many random histories, one operation at a time, with every invariant checked after each."""
-    explore(PlannerUnderTest, examples=150, steps=40)
+    explore(PlannerUnderTest, examples=80, steps=40)
 
 
 def test_a_ledger_agrees_with_the_model(database_url: str) -> None:

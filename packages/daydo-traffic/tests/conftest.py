@@ -7,9 +7,9 @@ import pytest
 pytest.register_assert_rewrite("daydo_traffic.testing")
 
 from daydo_kernel.testing import ManualClock  # noqa: E402
-from daydo_redis import Redis, RedisConfig, embedded  # noqa: E402
+from daydo_redis import Redis, embedded  # noqa: E402
+from daydo_redis.testing import CALM  # noqa: E402
 
-CALM = RedisConfig(command_timeout_s=10.0, subscribe_timeout_s=10.0)
 START_S = 10.0
 
 

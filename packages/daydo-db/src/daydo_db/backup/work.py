@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple, TypeVar
 
 from daydo_db.mapping import without_values
+from daydo_kernel import to_the_end
 
 from .errors import BackupFailed
 
@@ -56,9 +57,11 @@ class Work:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
             self._stop()
-            while not thread.done():  # it must not touch files and databases that are being cleaned up
-                await asyncio.wait({thread})
-            thread.exception()
+            try:
+                # It must not touch files and databases that are being cleaned up, however often we are cancelled.
+                await to_the_end(asyncio.wait({thread}))
+            finally:
+                thread.exception()
             raise
 
     def tell(self, stage: Stage, done_bytes: int, total_bytes: int | None) -> None:

@@ -31,9 +31,10 @@ from daydo_kernel import new_id
 from daydo_redis import embedded
 
 from .servers import PrivateCluster, PrivateSentinel
-from .suites import SHORT_S, RedisConformance, RoutedConformance, eventually
+from .suites import CALM, SHORT_S, RedisConformance, RoutedConformance, eventually
 
 __all__ = [
+    "CALM",
     "GIVEN_URL",
     "SHORT_S",
     "START_S",

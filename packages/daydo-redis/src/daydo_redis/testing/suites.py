@@ -14,6 +14,8 @@ from daydo_redis.errors import RedisCommandFailed
 from daydo_redis.pubsub import Message
 
 SHORT_S = 5.0  # for what should come at once: generous, because only a failure waits that long
+# For tests that are not about time, on machines that are busy with others.
+CALM = RedisConfig(command_timeout_s=SHORT_S, subscribe_timeout_s=SHORT_S)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool] | bool], within_s: float = SHORT_S) -> None:
