@@ -155,7 +155,7 @@ def test_a_squatter_who_is_somebody_by_wechat_keeps_all_but_the_phone(town, some
 
 
 def test_a_phone_registered_by_a_stranger_who_left_is_free_for_its_owner(town, somebody):
-    """An account whose phone nobody has proven, deactivated, keeps its owner neither from a code nor from registering."""
+    """Its account, never proven and deactivated, keeps the owner neither from a code nor from registering."""
     for path, purpose in (("/auth/login", "login"), ("/auth/register", "register")):
         phone = number()
         with Client(town.url) as squatter:

@@ -284,7 +284,7 @@ class Roles:
         return standing
 
     async def hold(self, tx: Tx, tenant: str, subject: str) -> Standing:
-        """How ``subject`` stands, shut out or not. Nobody opens anything for it, or changes that, before ``tx`` ends."""
+        """How ``subject`` stands, shut out or not; nobody changes that, or opens anything for it, in ``tx``'s time."""
         return await self._held(tx, tenant, subject)
 
     async def forget(self, tx: Tx, tenant: str, subject: str) -> None:
