@@ -16,7 +16,7 @@ from daydo_db.testing import Backend, fresh_database
 from reference_app.main import migrate_schema
 from reference_app.server import ServiceProcess
 from reference_app.settings import load_settings
-from reference_app.testing import PASSWORD, photo
+from reference_app.testing import GENEROUS, PASSWORD, photo
 
 USERS = 6
 PRICE, WELCOME = 5, 1000
@@ -115,6 +115,7 @@ async def test_no_wrong_answer_and_healthy_within_seconds(mariadb: Victim, redis
     """Users refresh, run tasks and read their ledger through kills and freezes; every credit is accounted for."""
     with fresh_database(Backend("mariadb", "mysql", "", mariadb.url), tmp_path) as url:
         environment = {
+            **GENEROUS,
             "DAYDO_DATABASE_URL": url,
             "DAYDO_REDIS_URL": redis.url,
             "DAYDO_WORKERS": "2",

@@ -611,17 +611,24 @@ async def test_a_full_disk_leaves_no_backup_and_keeps_the_last(db, folder, scrat
     assert await left_on(db, scratch_names) == []
 
 
+def give_up(task: asyncio.Task[Any]) -> None:
+    """Cancel ``task`` from the thread that works for it, which goes on when it has heard: else small work were done."""
+    heard = threading.Event()
+    loop = task.get_loop()
+    loop.call_soon_threadsafe(task.cancel)
+    loop.call_soon_threadsafe(loop.call_later, 0.05, heard.set)
+    heard.wait(10)
+
+
 @pytest.mark.parametrize("stage", ["dump", "verify"])
 async def test_a_cancelled_backup_leaves_nothing(db, folder, stage, scratch_names):
     """Neither files, nor a scratch database, nor a program that goes on; and the next one works."""
     await fill(db, rows=8)
-    loop = asyncio.get_running_loop()
-
     async with Backups(db, folder) as backups:
 
         def cancel(progress):
             if progress.stage == stage:
-                loop.call_soon_threadsafe(task.cancel)
+                give_up(task)
 
         task = asyncio.create_task(backups.create(progress=cancel))
         with pytest.raises(asyncio.CancelledError):
@@ -662,13 +669,12 @@ async def test_what_a_killed_backup_left_is_swept_up_by_the_next(db, folder, scr
 async def test_an_interrupted_restore_is_not_taken_for_a_whole_one(db, folder, empty_url):
     """MySQL keeps a part of it; so the next restore refuses, and with force begins afresh."""
     await fill(db, rows=16)
-    loop = asyncio.get_running_loop()
     async with Backups(db, folder) as backups:
         backup = await backups.create()
 
         def cancel(progress):
             if progress.done_bytes > progress.total_bytes // 2:
-                loop.call_soon_threadsafe(task.cancel)
+                give_up(task)
 
         task = asyncio.create_task(backups.restore(backup.name, empty_url, progress=cancel))
         with pytest.raises(asyncio.CancelledError):
@@ -698,12 +704,11 @@ async def test_an_interrupted_restore_keeps_the_old_file(db, folder, tmp_path, e
     target = Path(parse_url(empty_url).path)
     async with Database(empty_url) as old:
         await old.execute("CREATE TABLE precious (id BIGINT)")
-    loop = asyncio.get_running_loop()
     async with Backups(db, folder) as backups:
         backup = await backups.create()
 
         def cancel(progress):
-            loop.call_soon_threadsafe(task.cancel)
+            give_up(task)
 
         task = asyncio.create_task(backups.restore(backup.name, empty_url, force=True, progress=cancel))
         with pytest.raises(asyncio.CancelledError):
