@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import reference_app
 from daydo_auth import AuthConfig
 from daydo_auth.permissions import CompiledRoles, RoleTable
 from reference_app.roles import EVERYBODY, ROLES
 from reference_app.settings import SettingsInvalid, load_settings
 
-SOURCES = Path(__file__).parents[1] / "src"
+SOURCES = Path(reference_app.__file__).parent
 
 
 def test_each_role_does_its_own() -> None:
