@@ -30,7 +30,9 @@ def serving(sandbox: Sandbox, *, host: str = "127.0.0.1", port: int = 0) -> Iter
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        config = uvicorn.Config(sandbox, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            sandbox, lifespan="off", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
         server = _Server(config)
         thread = threading.Thread(target=_run, args=(sandbox, server, listener), name="daydo-sandbox", daemon=True)
         thread.start()
