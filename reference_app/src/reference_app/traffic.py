@@ -120,7 +120,7 @@ class TrafficConfig(Config, frozen=True, kw_only=True):
     limits: RulesConfig = RulesConfig()
     # What lasts is held to what is answered within a second or two; a crowd that comes once is simply answered.
     shedder: ShedderConfig = ShedderConfig(
-        lag_begin_s=0.05, lag_max_s=0.25, in_flight_begin=24, in_flight_max=96, burst_max=512
+        lag_begin_s=0.02, lag_max_s=0.1, in_flight_begin=24, in_flight_max=64, burst_max=256, patience_s=0.25
     )
     features: FeaturesConfig = FeaturesConfig()
     provider: BreakerConfig = BreakerConfig()

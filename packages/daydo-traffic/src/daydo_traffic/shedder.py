@@ -245,6 +245,7 @@ class Shedder(Part):
 
     def _endure(self, elapsed_s: float) -> None:
         patience_s = self.config.patience_s
+        elapsed_s = min(elapsed_s, patience_s / 2)  # one long pause of the loop is not pressure that lasts
         change_s = elapsed_s if self._felt() > 0 else -elapsed_s
         self._pressed_s = min(max(self._pressed_s + change_s, 0.0), patience_s)
         if self._pressed_s >= patience_s:
