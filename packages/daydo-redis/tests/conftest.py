@@ -6,11 +6,8 @@ import pytest
 
 pytest.register_assert_rewrite("daydo_redis.testing")
 
-from daydo_redis import Redis, RedisConfig, embedded  # noqa: E402
-from daydo_redis.testing import SHORT_S, START_S  # noqa: E402
-
-# For tests that are not about time, on machines that are busy with others.
-CALM = RedisConfig(command_timeout_s=SHORT_S, subscribe_timeout_s=SHORT_S)
+from daydo_redis import Redis, embedded  # noqa: E402
+from daydo_redis.testing import CALM, START_S  # noqa: E402
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ from redis.crc import key_slot
 
 from daydo_redis import Message, Redis, RedisCommandFailed, RedisConfig, RedisError, RedisUnavailable
 from daydo_redis.cluster import LOOK_PAUSE_S
-from daydo_redis.testing import SHORT_S, START_S, PrivateCluster, RoutedConformance, eventually
+from daydo_redis.testing import CALM, SHORT_S, START_S, PrivateCluster, RoutedConformance, eventually
 
 MISSED = Message(channel="", missed=True)
-CALM = RedisConfig(command_timeout_s=SHORT_S, subscribe_timeout_s=SHORT_S)
 KEYS = [f"key {number}" for number in range(60)]
 
 

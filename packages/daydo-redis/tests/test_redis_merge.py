@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from daydo_kernel import new_id
 from daydo_redis import Redis, RedisCommandFailed, RedisConfig, embedded
 from daydo_redis.embedded import PrivateRedis
-from daydo_redis.testing import SHORT_S
-
-CALM = RedisConfig(command_timeout_s=SHORT_S)
+from daydo_redis.testing import CALM, SHORT_S
 
 
 def merged(redis: Redis) -> float:

@@ -8,9 +8,7 @@ pytest.register_assert_rewrite("daydo_traffic.testing")
 
 from daydo_kernel.testing import ManualClock  # noqa: E402
 from daydo_redis import Redis, embedded  # noqa: E402
-from daydo_redis.testing import CALM  # noqa: E402
-
-START_S = 10.0
+from daydo_redis.testing import CALM, START_S  # noqa: E402
 
 
 @pytest.fixture
