@@ -169,6 +169,30 @@ MUTANTS = [
         "    changed = {row.id for row in seen if row != known[row.id]}\n",
         "    changed = {row.id for row in seen if row.id not in known}\n",
     ),
+    Mutant(
+        "what another process has written since is not noticed",
+        "free.py",
+        "if stamps.get(sheet.account.id) == sheet.account.stamp}",
+        "if sheet.account.id in stamps}",
+    ),
+    Mutant(
+        "a write leaves no stamp of its own",
+        "store.py",
+        "            account.stamp = stamp\n",
+        "            account.stamp = 1\n",
+    ),
+    Mutant(
+        "what changes a hold alone leaves no stamp",
+        "book.py",
+        "if row.id in owners or row != self._before[row.id]]",
+        "if row != self._before[row.id]]",
+    ),
+    Mutant(
+        "a hold that is settled is remembered as open",
+        "memory.py",
+        """        if row.phase == "open":\n""",
+        """        if row.phase != "tombstone":\n""",
+    ),
     # Who is told what, and when
     Mutant(
         "callers are answered before the commit",
@@ -229,8 +253,8 @@ SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
         Mutant(
             "one account that somebody has stalls all others",
             "store.py",
-            'WHERE {where} {dialect.for_update} {dialect.skip_locked}"',
-            'WHERE {where} {dialect.for_update}"',
+            'return f"{self.tx.dialect.for_update} {self.tx.dialect.skip_locked}"',
+            "return self.tx.dialect.for_update",
         ),
     ],
     ("saga",): [

@@ -31,6 +31,7 @@ KEYS = {
 # Numbers that nothing else can prove, and that move no unit.
 FREE = {
     ("account", "next_due_at_us"),  # may be early: it says when to look. That it is not late has a test of its own.
+    ("account", "stamp"),  # another is as random
     ("grant", "notice_at_us"),  # when a notice is given
     ("hold", "expires_at_us"),  # while it is open it may be extended, and afterwards nobody asks
     ("allowance", "created_at_us"),  # where the start was given

@@ -419,7 +419,7 @@ async def test_two_processes_share_accounts(db: Database, database_url: str) -> 
 
 async def test_forgotten_ids_are_looked_up_again(db: Database) -> None:
     """Accounts that do not fit into what is remembered are found all the same, in one batch with those that do."""
-    async with Ledger(db, LedgerConfig(sweep_interval_s=0, known_accounts=2)) as ledger:
+    async with Ledger(db, LedgerConfig(sweep_interval_s=0, remembered_rows=3)) as ledger:
         await give(ledger, ACCOUNTS[:8])
         for account in ACCOUNTS[:2]:
             await ledger.reserve(account, 1, key=f"first_{account.subject}")

@@ -360,10 +360,10 @@ async def test_time_is_read_after_the_wait_for_the_lock(db: Database) -> None:
 async def test_books_that_were_edited_by_hand_are_not_made_worse(ledger: Ledger, db: Database) -> None:
     """An account that claims more than its grants hold refuses to reserve it."""
     await ledger.grant(CREDITS, 5, key="order")
-    await db.execute("UPDATE daydo_quota_account SET available = 50")
+    await db.execute("UPDATE daydo_quota_account SET available = 50, stamp = 0")
     with pytest.raises(BooksDisagree):
         await ledger.reserve(CREDITS, 6, key="task")
-    await db.execute("UPDATE daydo_quota_account SET available = 5")
+    await db.execute("UPDATE daydo_quota_account SET available = 5, stamp = 0")
 
 
 # Auditing

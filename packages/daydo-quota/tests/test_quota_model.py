@@ -4,8 +4,9 @@ Uniformly random keys find little, so the rules draw from live holds, and one re
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -231,11 +232,16 @@ def _seconds(us: int | None) -> float | None:
 
 
 class LedgerUnderTest:
-    """A real ledger, driven from outside its event loop."""
+    """Real ledgers on one database, driven from outside their event loop; any of them gets the next call."""
 
-    def __init__(self, runner: asyncio.Runner, db: Database, ledger: Ledger, clock: ManualClock) -> None:
-        self.runner, self.db, self.ledger, self.clock = runner, db, ledger, clock
+    def __init__(self, runner: asyncio.Runner, db: Database, ledgers: Sequence[Ledger], clock: ManualClock) -> None:
+        self.runner, self.db, self.ledgers, self.clock = runner, db, ledgers, clock
         self.tenant = new_id("tenant")
+        self._chosen = random.Random(1)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._chosen.choice(self.ledgers)
 
     def call(self, op: Op, in_transaction: bool) -> Any:
         return self.runner.run(self._call(op, in_transaction))
@@ -656,24 +662,22 @@ def running_ledger(url: str) -> Iterator[Callable[[], LedgerUnderTest]]:
         low_balance=RULES.low_balance,
         expiring_notice_s=RULES.expiring_notice_us / SECOND_US,
     )
+    # Two processes, one of which remembers little; each must notice what the other has written.
+    forgetful = msgspec.structs.replace(config, remembered_rows=4)
     with asyncio.Runner() as runner:
-        db = Database(url)
-        ledger = Ledger(db, config, clock=clock)
+        stack = AsyncExitStack()
 
-        async def enter() -> None:
-            await db.__aenter__()
+        async def enter() -> LedgerUnderTest:
+            db = await stack.enter_async_context(Database(url))
             await migrate(db, "daydo_quota")
-            await ledger.__aenter__()
+            ledgers = [await stack.enter_async_context(Ledger(db, some, clock=clock)) for some in (config, forgetful)]
+            return LedgerUnderTest(runner, db, ledgers, clock)
 
-        async def leave() -> None:
-            await ledger.__aexit__(None, None, None)
-            await db.__aexit__(None, None, None)
-
-        runner.run(enter())
         try:
-            yield lambda: LedgerUnderTest(runner, db, ledger, clock)
+            first = runner.run(enter())
+            yield lambda: LedgerUnderTest(runner, first.db, first.ledgers, clock)
         finally:
-            runner.run(leave())
+            runner.run(stack.aclose())
 
 
 @pytest.mark.parametrize("size", [2, 7, 64])

@@ -246,11 +246,11 @@ async def test_a_debt_that_was_edited_by_hand_is_not_made_worse(db: Database, cl
     """Where no hold owes what the account does, every call is refused and nothing changes."""
     async with Ledger(db, CONFIG, clock=clock) as ledger:
         await ledger.charge(CREDITS, 5, key="a", overage="debt")
-        await db.run(lambda tx: tx.execute("UPDATE daydo_quota_account SET debt = 4", ()))
+        await db.run(lambda tx: tx.execute("UPDATE daydo_quota_account SET debt = 4, stamp = 0", ()))
         with pytest.raises(BooksDisagree):
             await ledger.grant(CREDITS, 10, key="order")
         with pytest.raises(AssertionError, match="Disagreement"):
             await check_books(db)
-        await db.run(lambda tx: tx.execute("UPDATE daydo_quota_account SET debt = 5", ()))
+        await db.run(lambda tx: tx.execute("UPDATE daydo_quota_account SET debt = 5, stamp = 0", ()))
         assert (await ledger.grant(CREDITS, 10, key="order")).created
     await check_books(db)

@@ -35,8 +35,8 @@ _OLDEST = {"MySQL": (8, 0, 20), "MariaDB": (10, 6, 0)}
 _SQL_MODE = "ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_TRANS_TABLES,ONLY_FULL_GROUP_BY,NO_ENGINE_SUBSTITUTION"
 
 _CHARSET = "utf8mb4"
-# What the driver's escape_string changes.
-_ESCAPED = re.compile(r"""[\0\n\r\x1a"'\\]""")
+# What may not stand between single quotes as it is, or would be hard to read in a log there. A double quote may: JSON.
+_ESCAPED = re.compile(r"[\0\n\r\x1a'\\]")
 # What tells a server from every other; one that took over the address of another must not be confused with it.
 _IDENTITY = {"MySQL": "@@server_uuid", "MariaDB": "CONCAT_WS(' ', @@server_id, @@hostname, @@port, @@datadir)"}
 

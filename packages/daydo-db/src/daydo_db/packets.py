@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pymysql.constants import FIELD_TYPE  # type: ignore[import-untyped]
@@ -443,6 +444,7 @@ def _integer(data: bytes, at: int) -> tuple[int, int]:
     return int.from_bytes(data[at + 1 : stop], "little"), stop
 
 
+@lru_cache(maxsize=4096)
 def _column(packet: bytes) -> tuple[str, _Convert]:
     """Its name and how its values are read, from a column definition."""
     at, name = 0, b""

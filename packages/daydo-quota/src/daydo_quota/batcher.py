@@ -219,6 +219,9 @@ class Batcher:
     async def _work_off(self, line: _Line) -> None:
         while batch := line.take(self._bounds.batch):
             await self._settle(batch, line)
+            if line.patient:
+                # They are no longer new: what is asked next about those of whom nobody waits here need not come here.
+                self._close(line, _accounts_in(batch) - _accounts_in(line.calls))
             # Those who were just answered ask their next question now; a batch later they would make two of half size.
             await asyncio.sleep(0)
 
@@ -315,7 +318,7 @@ class Batcher:
     def _wait_on(self, calls: list[_Call], line: _Line) -> None:
         """Their transaction was blocked: in a lane of their own they go on waiting, in front, or give up."""
         if line.shared:
-            accounts = {account for call in calls for account in call.accounts}
+            accounts = _accounts_in(calls)
             self._close(line, accounts)
             self._move(calls, accounts, line)
             return
@@ -333,6 +336,10 @@ class Batcher:
             return self._bounds.busy_timeout_s * _SHARED_PATIENCE
         since_s = min(call.waits_since_s for call in calls)
         return max(_LEAST_S, since_s + self._bounds.busy_timeout_s - _now_s())
+
+
+def _accounts_in(calls: Iterable[_Call]) -> set[AccountKey]:
+    return {account for call in calls for account in call.accounts}
 
 
 def _tell(calls: Sequence[_Call], outcomes: Sequence[Outcome | None]) -> None:

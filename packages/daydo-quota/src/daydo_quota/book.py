@@ -7,7 +7,7 @@ Every change of a balance goes through :meth:`Book.post`, which also writes its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -22,6 +22,7 @@ from .rows import (
     AccountRow,
     AllowanceRow,
     AmendmentRow,
+    ChangingRow,
     EntryRow,
     GrantRow,
     HoldPhase,
@@ -37,6 +38,7 @@ from .rows import (
 
 Row = TypeVar("Row", AccountRow, GrantRow, HoldRow, AllowanceRow)
 
+_TABLES = (AccountRow, GrantRow, HoldRow, AllowanceRow)
 _RESOLVING = ("charged", "confirmed", "cancelled", "hold_expired")
 
 
@@ -46,47 +48,68 @@ class Book:
     def __init__(self, state: State, now_us: int, rules: Rules) -> None:
         self.now_us = now_us
         self.rules = rules
+        rows: list[ChangingRow] = [*state.accounts.values(), *state.grants, *state.holds, *state.allowances]
+        self._before: dict[int | str, ChangingRow] = {row.id: row for row in rows}
+        self._touched: dict[type[ChangingRow], dict[int | str, Any]] = {table: {} for table in _TABLES}
         self.accounts = {key: replace(row) for key, row in state.accounts.items()}
-        self.grants = {row.id: replace(row) for row in state.grants}
-        self.holds = {row.id: replace(row) for row in state.holds}
-        self.grant_of_key = {(row.tenant, row.op_key): row for row in self.grants.values()}
+        self.grants: dict[str, GrantRow] = {}
+        self.grant_of_key: dict[tuple[str, str], GrantRow] = {}
+        self._grants_of: dict[int, list[GrantRow]] = {}
+        self.holds: dict[str, HoldRow] = {}
         self.holds_of_key: dict[tuple[str, str], list[HoldRow]] = {}
-        for row in self.holds.values():
-            self.holds_of_key.setdefault((row.tenant, row.op_key), []).append(row)
         self.amendments = {(row.tenant, row.kind, row.op_key): row for row in state.amendments}
         self.allowances = {row.id: replace(row) for row in state.allowances}
         self.new_amendments: list[AmendmentRow] = []
         self.next_hold_us = state.next_hold_us
-        self.known = {*self.grants, *self.holds, *self.allowances}
-        self.touched: dict[str | int, AccountRow | GrantRow | HoldRow | AllowanceRow] = {}
         self.entries: list[EntryRow] = []
         self.notices: list[Notice] = []
         # By account id: the row whose entry last made units available.
         self._freed_by: dict[int, GrantRow | HoldRow | AmendmentRow] = {}
+        # Some rows come twice, found by their key and by their account.
+        for grant in {row.id: row for row in state.grants}.values():
+            self._know_grant(replace(grant))
+        for hold in {row.id: row for row in state.holds}.values():
+            self._know_hold(replace(hold))
 
     def close(self, outcomes: list[Outcome]) -> Plan:
-        rows = list(self.touched.values())
-        grants = [row for row in rows if isinstance(row, GrantRow)]
-        holds = [row for row in rows if isinstance(row, HoldRow)]
-        allowances = [row for row in rows if isinstance(row, AllowanceRow)]
+        new_grants, grants = self._parted(GrantRow)
+        new_holds, holds = self._parted(HoldRow)
+        new_allowances, allowances = self._parted(AllowanceRow)
+        theirs = (new_grants, grants, new_holds, holds, new_allowances, allowances, self.new_amendments)
+        owners = {row.account_id for rows in theirs for row in rows}
         return Plan(
             outcomes,
-            new_grants=[row for row in grants if row.id not in self.known],
-            new_holds=[row for row in holds if row.id not in self.known],
+            new_grants=new_grants,
+            new_holds=new_holds,
             new_amendments=self.new_amendments,
-            new_allowances=[row for row in allowances if row.id not in self.known],
-            accounts=[row for row in rows if isinstance(row, AccountRow)],
-            grants=[row for row in grants if row.id in self.known],
-            holds=[row for row in holds if row.id in self.known],
-            allowances=[row for row in allowances if row.id in self.known],
+            new_allowances=new_allowances,
+            accounts=[row for row in self.accounts.values() if row.id in owners or row != self._before[row.id]],
+            grants=grants,
+            holds=holds,
+            allowances=allowances,
             entries=self.entries,
             notices=self.notices,
+            before=self._before,
         )
+
+    def _parted(self, table: type[Row]) -> tuple[list[Row], list[Row]]:
+        """The rows that were made, and those that are not as they were."""
+        rows, before = self._touched[table].values(), self._before
+        made = [row for row in rows if row.id not in before]
+        return made, [row for row in rows if row.id in before and row != before[row.id]]
+
+    def _know_grant(self, row: GrantRow) -> None:
+        self.grants[row.id] = self.grant_of_key[row.tenant, row.op_key] = row
+        self._grants_of.setdefault(row.account_id, []).append(row)
+
+    def _know_hold(self, row: HoldRow) -> None:
+        self.holds[row.id] = row
+        self.holds_of_key.setdefault((row.tenant, row.op_key), []).append(row)
 
     # Rows
 
     def touch(self, row: Row) -> Row:
-        self.touched[row.id] = row
+        self._touched[type(row)][row.id] = row
         return row
 
     def new_grant(self, account: AccountRow, op: GrantUnits, effective_at_us: int, expires_at_us: int) -> GrantRow:
@@ -115,7 +138,7 @@ class Book:
 
     def add_grant(self, account: AccountRow, row: GrantRow, reason: str) -> None:
         """Units begin to be: pending, or available at once."""
-        self.grants[row.id] = self.grant_of_key[row.tenant, row.op_key] = self.touch(row)
+        self._know_grant(self.touch(row))
         pending = row.phase == "pending"
         look_at(account, row.effective_at_us if pending else next_moment(row))
         if pending:
@@ -124,8 +147,7 @@ class Book:
             self.post(account, row, "granted", row.granted, reason, available=row.granted)
 
     def add_hold(self, row: HoldRow) -> HoldRow:
-        self.holds[row.id] = self.touch(row)
-        self.holds_of_key.setdefault((row.tenant, row.op_key), []).append(row)
+        self._know_hold(self.touch(row))
         return row
 
     def allowances_of(self, account: AccountRow) -> list[AllowanceRow]:
@@ -133,8 +155,12 @@ class Book:
         mine = [row for row in self.allowances.values() if row.account_id == account.id and row.next_at_us < NEVER_US]
         return sorted(mine, key=lambda row: (row.created_at_us, row.id))
 
+    def grants_of(self, account: AccountRow) -> list[GrantRow]:
+        """Those that are not closed, and those whose key was named."""
+        return self._grants_of.get(account.id, [])
+
     def _live(self, account: AccountRow) -> list[GrantRow]:
-        return [row for row in self.grants.values() if row.account_id == account.id and row.phase == "live"]
+        return [row for row in self.grants_of(account) if row.phase == "live"]
 
     # Available → reserved or spent
 

@@ -181,5 +181,7 @@ class Counts:
             self._units["spent"].cell(unit).inc(entry.spent_change)
             # Negative where a confirm took more than it held.
             self._units["returned"].cell(unit).inc(max(0, entry.available_change))
-        self._units["owed"].cell(unit).inc(max(0, entry.debt_change))
-        self._units["expired"].cell(unit).inc(entry.expired_change)
+        if entry.debt_change > 0:
+            self._units["owed"].cell(unit).inc(entry.debt_change)
+        if entry.expired_change:
+            self._units["expired"].cell(unit).inc(entry.expired_change)

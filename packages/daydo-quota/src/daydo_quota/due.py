@@ -20,7 +20,7 @@ def catch_up(book: Book, account: AccountRow) -> None:
     Raises:
         BooksDisagree: a hold's grant is not there; nothing has changed.
     """
-    grants = [row for row in book.grants.values() if row.account_id == account.id]
+    grants = book.grants_of(account)
     next_hold_us = book.next_hold_us.get(account.id, NEVER_US)
     # A sweeper brings only some of the overdue holds; then time has come no further than the next of them.
     until_us = min(book.now_us, next_hold_us - 1)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from daydo_db import Tx, read_now_us
 from daydo_kernel import Clock
 
-from .ops import Op, accounts_of
+from .ops import Allow, CatchUp, Disallow, Extend, GrantUnits, Op, accounts_of
 from .rows import (
     AccountKey,
     AccountRow,
@@ -41,11 +41,13 @@ from .store import (
     hold_keys,
     inserts,
     marks,
-    moved_by,
     old_hold_keys,
     opening,
     select,
 )
+
+_QUIET = (GrantUnits, Allow, Disallow, Extend, CatchUp)
+"""Operations that need no grants but their own."""
 
 
 class EnlistedStore(Store):
@@ -64,12 +66,12 @@ class EnlistedStore(Store):
         holds = await self._named_holds(op, sure)
         amendments = await self._by_key(AmendmentRow, amendment_keys([op]), sure)
         allowances = await self._by_key(AllowanceRow, allowance_keys([op]), sure)
-        moved = moved_by([op], {key: row.id for key, row in accounts.items()})
+        # To lock what is not needed would lock gaps in which others put theirs.
+        moved = [] if isinstance(op, _QUIET) else sorted(row.id for row in accounts.values())
         now_us = await read_now_us(self.tx, self._clock)
-        grants += await self._unfinished_grants(sorted(moved))
-        return await self._complete(
-            [op], accounts, Found(now_us, grants, holds, amendments, allowances, moved), ALL_DUE
-        )
+        grants += await self._unfinished_grants(moved)
+        found = Found(now_us, grants, holds, amendments, allowances, set(moved))
+        return await self._complete([op], accounts, found, ALL_DUE)
 
     async def claim(self, plan: Plan) -> None:
         """The rows that claim keys.

@@ -163,6 +163,16 @@ def accounts_of(op: Op) -> tuple[AccountKey, ...]:
     return tuple(leg.account for leg in op.legs) if isinstance(op, ReserveAll) else (op.account,)
 
 
+def settled_key(op: Op) -> str | None:
+    """The key of the hold that ``op`` does something with, if it is about one that should be there."""
+    match op:
+        case Confirm() | Cancel() | Extend():
+            return op.key
+        case Capture() | Refund():
+            return op.hold_key
+    return None
+
+
 def fingerprint(op: GrantUnits | Allow | Reserve | ReserveAll | Charge | Capture | Refund) -> str:
     """32 hex digits over the parameters as the caller gave them."""
     facts: list[object]

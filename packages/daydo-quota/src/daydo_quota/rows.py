@@ -28,7 +28,11 @@ AccountKey = tuple[str, str, str]
 
 
 class AccountRow(msgspec.Struct):
-    """``daydo_quota_account``. ``debt`` is the part of ``spent`` that no grant has paid."""
+    """``daydo_quota_account``. ``debt`` is the part of ``spent`` that no grant has paid.
+
+    ``stamp`` is the random number of the transaction that last changed the account or anything that belongs to it:
+    ``memory.py``. The store sets it.
+    """
 
     id: int
     tenant: str
@@ -43,6 +47,7 @@ class AccountRow(msgspec.Struct):
     seq: int = 0
     next_due_at_us: int = NEVER_US
     renews_at_us: int = NEVER_US
+    stamp: int = 0
 
 
 def owner_of(account: AccountRow) -> AccountKey:
@@ -126,7 +131,9 @@ class HoldRow(msgspec.Struct):
 
     @property
     def owed(self) -> int:
-        return sum(part.used - part.refunded for part in self.parts if part.grant_id == DEBT)
+        if not self.parts or self.parts[-1].grant_id != DEBT:
+            return 0
+        return self.parts[-1].used - self.parts[-1].refunded
 
 
 AmendmentKind = Literal["capture", "refund"]
@@ -197,6 +204,9 @@ class EntryRow(msgspec.Struct, frozen=True):
     debt: int
 
 
+ChangingRow = AccountRow | GrantRow | HoldRow | AllowanceRow
+
+
 class Notice(NamedTuple):
     """Something an account's owner should hear of: event ``quota.<name>``."""
 
@@ -234,7 +244,10 @@ class State(msgspec.Struct):
 
 
 class Plan(msgspec.Struct):
-    """``outcomes`` in the order of the operations; then the rows to insert and, in their final state, to update."""
+    """``outcomes`` in the order of the operations; then the rows to insert and, in their final state, to update.
+
+    ``accounts`` are all to which any of the rows belongs. ``before`` has the rows that were read, by id.
+    """
 
     outcomes: list[Outcome]
     new_grants: list[GrantRow]
@@ -247,3 +260,4 @@ class Plan(msgspec.Struct):
     allowances: list[AllowanceRow]
     entries: list[EntryRow]
     notices: list[Notice]
+    before: dict[int | str, ChangingRow]

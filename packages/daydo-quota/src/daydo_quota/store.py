@@ -14,7 +14,7 @@ never in a circle. A batch that waits for nobody (``read_free``) may take them i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from itertools import chain, groupby
@@ -28,11 +28,11 @@ from daydo_db import Database, LockTimeout, Result, Tx, Value, now_sql
 from daydo_kernel import Clock
 
 from .errors import BooksDisagree
+from .memory import Sheet, new_stamp, sheets_of
 from .ops import (
     Allow,
     Cancel,
     Capture,
-    CatchUp,
     Charge,
     Confirm,
     Disallow,
@@ -52,6 +52,7 @@ from .rows import (
     AccountRow,
     AllowanceRow,
     AmendmentRow,
+    ChangingRow,
     EntryRow,
     GrantRow,
     HoldRow,
@@ -92,6 +93,7 @@ _CHANGING: dict[type[AnyRow], tuple[str, ...]] = {
         "seq",
         "next_due_at_us",
         "renews_at_us",
+        "stamp",
     ),
     GrantRow: ("phase", "notice_at_us", "remaining", "held", "spent", "expired"),
     HoldRow: ("phase", "captured", "final", "refunded", "parts", "expires_at_us", "resolved_at_us"),
@@ -123,32 +125,21 @@ _UNLESS_THERE = {"sqlite": "ON CONFLICT DO NOTHING", "mysql": "ON DUPLICATE KEY 
 _TEXTS = {"id": "VARCHAR(48)", "phase": "VARCHAR(16)", "parts": "MEDIUMTEXT", "period": "VARCHAR(16)"}
 # A small table would otherwise be scanned, and every row locked on the way.
 _BY_OWNER = {"sqlite": "", "mysql": "FORCE INDEX (daydo_quota_account_owner)"}
-_BY_ID = {"sqlite": "", "mysql": "FORCE INDEX (PRIMARY)"}
-
-
-class Known(dict[AccountKey, int]):
-    """The ids of accounts, which never change, by owner; at most ``most``, then it begins anew."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def learn(self, ids: dict[AccountKey, int]) -> None:
-        if len(self) + len(ids) > self._most:
-            self.clear()
-        self.update(ids)
+BY_ID = {"sqlite": "", "mysql": "FORCE INDEX (PRIMARY)"}
 
 
 class Reading(NamedTuple):
     """What a batch may be decided on. Operations on accounts in ``held`` or ``missing`` are no part of it.
 
-    ``held``: other transactions have these. ``missing``: an operation would open these.
+    ``held``: other transactions have these. ``missing``: an operation would open these. ``sheets``: what may be
+    remembered once the batch is committed, by account id.
     """
 
     state: State
     now_us: int
-    held: set[AccountKey]
-    missing: set[AccountKey]
+    held: set[AccountKey] = set()  # noqa: RUF012 - nobody adds to them
+    missing: set[AccountKey] = set()  # noqa: RUF012
+    sheets: dict[int, Sheet] = {}  # noqa: RUF012
 
 
 class Store:
@@ -167,38 +158,24 @@ class Store:
         self._patience_s = patience_s
         self._dialect = tx.dialect.name
 
-    async def read(self, ops: Sequence[Op]) -> tuple[State, int]:
-        """The state ``ops`` are decided on, and the time, read after the locks were had.
+    async def read(self, ops: Sequence[Op]) -> Reading:
+        """What ``ops`` are decided on, read after the locks were had.
 
         Raises:
             LockTimeout: an account was not had in time.
         """
         async with _patient(self._patience_s):
             accounts = await self._lock_all(ops)
-        packet = _Packet(ops, {key: row.id for key, row in accounts.items()}, self._now)
-        return await self._complete(ops, accounts, packet.read(await self.tx.execute_all(packet.asked)), ALL_DUE)
-
-    async def read_free(self, ops: Sequence[Op], known: Known) -> Reading:
-        """As :meth:`read`, without waiting for anybody: accounts that others have are left out, and none is opened."""
-        keys = {key for op in ops for key in accounts_of(op)}
-        ids = {key: known[key] for key in keys if key in known}
-        if unknown := sorted(keys - ids.keys()):
-            found = await self._existing(unknown)
-            known.learn(found)
-            ids |= found
-        missing = {key for key in opening(ops) if key not in ids}
-        packet = _Packet(ops, ids, self._now)
-        locked, *others = await self.tx.execute_all([self._lock_free(ids.values()), *packet.asked])
-        accounts = {owner_of(row): row for row in _rows(AccountRow, locked.rows)}
-        held = ids.keys() - accounts.keys()
-        left_out = held | missing
-        ready = [op for op in ops if left_out.isdisjoint(accounts_of(op))]
-        return Reading(*await self._complete(ready, accounts, packet.read(others), ALL_DUE), held, missing)
+        lookups = Lookups(ops, [row.id for row in accounts.values()], self._now)
+        found = lookups.read(await self.tx.execute_all(lookups.asked))
+        state, now_us = await self._complete(ops, accounts, found, ALL_DUE)
+        return Reading(state, now_us, sheets=sheets_of(state, found.complete))
 
     async def read_due(self, account_id: int, limit: int) -> tuple[State, int]:
         """The first ``limit`` overdue holds of an account; an empty state if another process has the account."""
-        locked, now = await self.tx.execute_all([self._lock_free([account_id]), (f"SELECT {self._now}", ())])
-        accounts = {owner_of(row): row for row in _rows(AccountRow, locked.rows)}
+        lock = f"{select(AccountRow)} {BY_ID[self._dialect]} WHERE id = ? {self._free}"
+        locked, now = await self.tx.execute_all([(lock, [account_id]), (f"SELECT {self._now}", ())])
+        accounts = {owner_of(row): row for row in rows_of(AccountRow, locked.rows)}
         return await self._complete([], accounts, Found(int(now.rows[0][0])), limit)
 
     async def write(self, plan: Plan) -> None:
@@ -226,7 +203,10 @@ class Store:
         return [insert for rows in made for insert in inserts(rows)]
 
     def _changes(self, plan: Plan) -> list[Asked]:
-        return [update for rows in _changed_rows(plan) for update in _updates(self._dialect, rows)]
+        stamp = new_stamp()
+        for account in plan.accounts:
+            account.stamp = stamp
+        return [update for rows in _changed_rows(plan) for update in _updates(self._dialect, rows, plan.before)]
 
     # Locks
 
@@ -243,22 +223,24 @@ class Store:
         where = f"{_BY_OWNER[self._dialect]} WHERE {_any(OWNED, keys)} {self.tx.dialect.for_update}"
         return await self._fetch(AccountRow, f"{select(AccountRow)} {where}", _flat(keys))
 
-    def _lock_free(self, ids: Iterable[int]) -> Asked:
-        wanted = sorted(ids)
-        where = f"id IN ({marks(wanted)})" if wanted else "id = 0"
-        dialect = self.tx.dialect
-        lock = f"{_BY_ID[self._dialect]} WHERE {where} {dialect.for_update} {dialect.skip_locked}"
-        return f"{select(AccountRow)} {lock}", wanted
+    def _lock_owners(self, keys: Sequence[AccountKey]) -> Asked:
+        """Of accounts that nobody has."""
+        where = f"{_BY_OWNER[self._dialect]} WHERE {_any(OWNED, keys)} {self._free}"
+        return f"{select(AccountRow)} {where}", _flat(keys)
+
+    @property
+    def _free(self) -> str:
+        return f"{self.tx.dialect.for_update} {self.tx.dialect.skip_locked}"
 
     async def _open(self, keys: Sequence[AccountKey]) -> None:
         places = ", ".join(["(?, ?, ?)"] * len(keys))
         insert = f"INSERT INTO daydo_quota_account (tenant, subject, unit) VALUES {places}"  # noqa: S608
         await self.tx.execute(f"{insert} {_UNLESS_THERE[self._dialect]}", _flat(keys))
 
-    async def _existing(self, keys: Sequence[AccountKey]) -> dict[AccountKey, int]:
-        select = f"SELECT tenant, subject, unit, id FROM daydo_quota_account WHERE {_any(OWNED, keys)}"  # noqa: S608
+    async def _existing(self, keys: Sequence[AccountKey]) -> set[AccountKey]:
+        select = f"SELECT tenant, subject, unit FROM daydo_quota_account WHERE {_any(OWNED, keys)}"  # noqa: S608
         result = await self.tx.execute(select, _flat(keys))
-        return {(tenant, subject, unit): account_id for tenant, subject, unit, account_id in result.rows}
+        return {(tenant, subject, unit) for tenant, subject, unit in result.rows}
 
     # What is read only where it is needed
 
@@ -267,7 +249,7 @@ class Store:
     ) -> tuple[State, int]:
         """The state, with what overdue, owing and renewing accounts and refunds need besides."""
         due = [row.id for row in accounts.values() if row.next_due_at_us <= found.now_us]
-        grants = [*found.grants, *await self._unfinished_grants(sorted({*due} - found.moved))]
+        grants = [*found.grants, *await self._unfinished_grants(sorted({*due} - found.complete))]
         grants += await self._charged_grants(ops, found.holds, {row.id for row in grants})
         holds, next_hold_us = list(found.holds), {}
         for account_id in due:
@@ -291,9 +273,12 @@ class Store:
         refunded = {(op.account[0], op.hold_key) for op in ops if isinstance(op, Refund)}
         parts = [part for row in holds if (row.tenant, row.op_key) in refunded for part in row.parts]
         ids = sorted({part.grant_id for part in parts if part.used > part.refunded} - known - {DEBT})
+        return await self._by_id(GrantRow, ids)
+
+    async def _by_id(self, table: type[Row], ids: Sequence[Value]) -> list[Row]:
         if not ids:
             return []
-        return await self._fetch(GrantRow, f"{select(GrantRow)} WHERE id IN ({marks(ids)}) {self.locking}", ids)
+        return await self._fetch(table, f"{select(table)} WHERE id IN ({marks(ids)}) {self.locking}", ids)
 
     async def _overdue_holds(self, account_id: int, now_us: int, limit: int) -> tuple[list[HoldRow], int]:
         in_order = f"ORDER BY expires_at_us LIMIT ? {self.locking}"
@@ -307,7 +292,7 @@ class Store:
         return overdue, later[0].expires_at_us if later else NEVER_US
 
     async def _fetch(self, table: type[Row], sql: str, args: Sequence[Value]) -> list[Row]:
-        return _rows(table, (await self.tx.execute(sql, args)).rows)
+        return rows_of(table, (await self.tx.execute(sql, args)).rows)
 
     @property
     def _now(self) -> str:
@@ -325,41 +310,52 @@ async def _patient(patience_s: float | None) -> AsyncIterator[None]:
 
 
 class Found(msgspec.Struct):
-    """What every batch reads; all unfinished grants of the accounts in ``moved`` are there."""
+    """What every batch reads, some rows twice; of the accounts in ``complete`` all unfinished grants are there."""
 
     now_us: int
     grants: list[GrantRow] = []
     holds: list[HoldRow] = []
     amendments: list[AmendmentRow] = []
     allowances: list[AllowanceRow] = []
-    moved: set[int] = set()
+    complete: set[int] = set()
+
+    def join(self, later: Found) -> None:
+        self.now_us = later.now_us
+        self.grants += later.grants
+        self.holds += later.holds
+        self.amendments += later.amendments
+        self.allowances += later.allowances
+        self.complete |= later.complete
 
 
 _Keyed = GrantRow | HoldRow | AmendmentRow | AllowanceRow
 
 
-class _Packet:
-    """The statements that read a :class:`Found` for ``ops``, under the locks of the accounts ``ids``."""
+class Lookups:
+    """The statements that read a :class:`Found`: what the keys of ``ops`` name, and unfinished grants by account.
 
-    def __init__(self, ops: Sequence[Op], ids: dict[AccountKey, int], now: str) -> None:
-        self._moved = moved_by(ops, ids)
+    ``about``: the operations of which the holds must be looked up, if not of all.
+    """
+
+    def __init__(self, ops: Sequence[Op], ids: Collection[int], now: str, about: Sequence[Op] | None = None) -> None:
+        self._ids = ids
         self._tables: list[type[_Keyed]] = []
         self.asked: list[Asked] = [(f"SELECT {now}", ())]
         self._ask_keys(GrantRow, grant_keys(ops))
-        self._ask_keys(HoldRow, hold_keys(ops))
+        self._ask_keys(HoldRow, hold_keys(ops if about is None else about))
         self._ask_keys(AmendmentRow, amendment_keys(ops))
         self._ask_keys(AllowanceRow, allowance_keys(ops))
-        if self._moved:
+        if ids:
             self._tables.append(GrantRow)
-            self.asked.append((_of_accounts(GrantRow, _UNFINISHED, self._moved), sorted(self._moved)))
+            self.asked.append((_of_accounts(GrantRow, _UNFINISHED, ids), sorted(ids)))
 
     def read(self, results: Sequence[Result]) -> Found:
         rows: dict[type, list[Any]] = {GrantRow: [], HoldRow: [], AmendmentRow: [], AllowanceRow: []}
         for table, result in zip(self._tables, results[1:], strict=True):
-            rows[table] += _rows(table, result.rows)
+            rows[table] += rows_of(table, result.rows)
         now_us = int(results[0].rows[0][0])
         amended, allowed = rows[AmendmentRow], rows[AllowanceRow]
-        return Found(now_us, rows[GrantRow], rows[HoldRow], amended, allowed, self._moved)
+        return Found(now_us, rows[GrantRow], rows[HoldRow], amended, allowed, set(self._ids))
 
     def _ask_keys(self, table: type[_Keyed], keys: Sequence[tuple[str, ...]]) -> None:
         if keys:
@@ -410,10 +406,6 @@ def _renewing(ops: Sequence[Op], accounts: dict[AccountKey, AccountRow], now_us:
     return [row.id for key, row in accounts.items() if row.renews_at_us <= until_us[key]]
 
 
-_QUIET = (GrantUnits, Allow, Disallow, Extend, CatchUp)
-"""Operations that need no grants but their own."""
-
-
 @lru_cache
 def select(table: type[AnyRow]) -> str:
     return f"SELECT {', '.join(table.__struct_fields__)} FROM {_TABLES[table]}"  # noqa: S608 - names of ours
@@ -444,12 +436,12 @@ def _beside_accounts(table: type[Row], account_ids: Sequence[int], condition: st
 
 def _by_account(table: type[Row], result: Result) -> dict[int, list[Row]]:
     found: dict[int, list[Row]] = {row[0]: [] for row in result.rows}
-    for row in _rows(table, [row[_ACCOUNT_WIDTH:] for row in result.rows if row[_ACCOUNT_WIDTH] is not None]):
+    for row in rows_of(table, [row[_ACCOUNT_WIDTH:] for row in result.rows if row[_ACCOUNT_WIDTH] is not None]):
         found[row.account_id].append(row)  # type: ignore[attr-defined]  # never accounts themselves
     return found
 
 
-def _rows(table: type[Row], found: Iterable[Sequence[Any]]) -> list[Row]:
+def rows_of(table: type[Row], found: Iterable[Sequence[Any]]) -> list[Row]:
     rows = [table(*row) for row in found]
     for row in rows:
         if isinstance(row, HoldRow):
@@ -482,11 +474,6 @@ def _flat(keys: Iterable[Sequence[str]]) -> list[Value]:
     return [part for key in keys for part in key]
 
 
-def moved_by(ops: Sequence[Op], ids: dict[AccountKey, int]) -> set[int]:
-    """The accounts of which operations need to know the grants."""
-    return {ids[key] for op in ops if not isinstance(op, _QUIET) for key in accounts_of(op) if key in ids}
-
-
 def _changed_rows(plan: Plan) -> list[list[Any]]:
     return [plan.grants, plan.holds, plan.allowances, plan.accounts]
 
@@ -501,14 +488,29 @@ def inserts(rows: Sequence[AnyRow]) -> Iterator[Asked]:
         yield _insert(table, tuple(used), len(some)), list(chain.from_iterable(zip(*used.values(), strict=True)))
 
 
-def _updates(dialect: str, rows: Sequence[AccountRow | GrantRow | HoldRow | AllowanceRow]) -> Iterator[Asked]:
+def _updates(dialect: str, rows: Sequence[ChangingRow], before: Mapping[int | str, ChangingRow]) -> Iterator[Asked]:
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
-        values = [_changed(row) for row in some]
+        table = type(some[0])
+        changed = _changed_columns(table, some, [before[row.id] for row in some])
+        values = list(zip([row.id for row in some], *changed.values(), strict=True))
         if dialect == "mysql":
-            yield _update_by_json(type(some[0])), [msgspec.json.encode(values).decode()]
+            yield _update_by_json(table, tuple(changed)), [msgspec.json.encode(values).decode()]
         else:
-            yield _update_by_values(type(some[0]), len(some)), list(chain.from_iterable(values))
+            yield _update_by_values(table, tuple(changed), len(some)), list(chain.from_iterable(values))
+
+
+def _changed_columns(
+    table: type[ChangingRow], rows: Sequence[ChangingRow], before: Sequence[ChangingRow]
+) -> dict[str, Sequence[Value]]:
+    """The new values, by column, of those that differ in any row."""
+    old, new = (zip(*map(_CHANGES_OF[table], some), strict=True) for some in (before, rows))
+    columns = zip(_CHANGING[table], old, new, strict=True)
+    return {name: _written(name, now) for name, was, now in columns if was != now}
+
+
+def _written(name: str, values: Sequence[Any]) -> Sequence[Value]:
+    return tuple(map(_parts, values)) if name == "parts" else values
 
 
 @lru_cache(maxsize=1024)
@@ -518,11 +520,10 @@ def _insert(table: type[AnyRow], names: Sequence[str], count: int) -> str:
 
 
 # Many rows, each to its own values. A CASE for each column would be gone through row by row, for every row.
-@lru_cache
-def _update_by_json(table: type[AnyRow]) -> str:
-    columns = ["id", *_CHANGING[table]]
-    read = ", ".join(f"{name} {_kind(table, name)} PATH '$[{at}]'" for at, name in enumerate(columns))
-    changes = ", ".join(f"its.{name} = new.{name}" for name in _CHANGING[table])
+@lru_cache(maxsize=1024)
+def _update_by_json(table: type[AnyRow], names: Sequence[str]) -> str:
+    read = ", ".join(f"{name} {_kind(table, name)} PATH '$[{at}]'" for at, name in enumerate(("id", *names)))
+    changes = ", ".join(f"its.{name} = new.{name}" for name in names)
     source = f"JSON_TABLE(?, '$[*]' COLUMNS ({read})) new"
     # In this order and by its key, for a small table would be scanned and the rows of others waited for.
     target = f"{_TABLES[table]} its FORCE INDEX (PRIMARY)"
@@ -536,17 +537,10 @@ def _kind(table: type[AnyRow], column: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _update_by_values(table: type[AnyRow], count: int) -> str:
-    columns = ["id", *_CHANGING[table]]
-    changes = ", ".join(f"{name} = new.column{at}" for at, name in enumerate(columns, 1) if at > 1)
-    values = ", ".join([f"({marks(columns)})"] * count)
+def _update_by_values(table: type[AnyRow], names: Sequence[str], count: int) -> str:
+    changes = ", ".join(f"{name} = new.column{at}" for at, name in enumerate(names, 2))
+    values = ", ".join([f"(?, {marks(names)})"] * count)
     return f"UPDATE {_TABLES[table]} AS its SET {changes} FROM (VALUES {values}) AS new WHERE its.id = new.column1"  # noqa: S608
-
-
-def _changed(row: AccountRow | GrantRow | HoldRow | AllowanceRow) -> list[Value]:
-    """Its id, and what may differ from the table."""
-    values = [row.id, *_CHANGES_OF[type(row)](row)]
-    return [_parts(value) if type(value) is list else value for value in values]
 
 
 def _values(row: AnyRow) -> Sequence[Value]:

@@ -14,6 +14,7 @@ CREATE TABLE daydo_quota_account (
   seq BIGINT NOT NULL DEFAULT 0,
   next_due_at_us BIGINT NOT NULL DEFAULT 9007199254740991,
   renews_at_us BIGINT NOT NULL DEFAULT 9007199254740991,
+  stamp BIGINT NOT NULL DEFAULT 0,
   UNIQUE KEY daydo_quota_account_owner (tenant, subject, unit),
   KEY daydo_quota_account_due (next_due_at_us)
 ) ENGINE=InnoDB;

@@ -14,6 +14,7 @@ CREATE TABLE daydo_quota_account (
   seq INTEGER NOT NULL DEFAULT 0,
   next_due_at_us INTEGER NOT NULL DEFAULT 9007199254740991,
   renews_at_us INTEGER NOT NULL DEFAULT 9007199254740991,
+  stamp INTEGER NOT NULL DEFAULT 0,
   UNIQUE (tenant, subject, unit)
 );
 

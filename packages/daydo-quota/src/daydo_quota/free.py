@@ -1,0 +1,98 @@
+"""The tables under the planner in a batch's transaction that waits for nobody, and reads only what is not remembered.
+
+The first packet locks every account that is free. Of an account that is remembered it reads the stamp alone: if that is
+the one that was left, all that was remembered is so (``memory.py``). A second packet, where one is needed, reads what
+is new here and what others have written to since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from daydo_db import Tx
+from daydo_kernel import Clock
+
+from .memory import Memory, Sheet, sheets_of
+from .ops import Op, accounts_of, settled_key
+from .rows import AccountKey, AccountRow, HoldRow, owner_of
+from .store import ALL_DUE, BY_ID, Asked, Found, Lookups, Reading, Store, marks, opening, rows_of
+
+Accounts = dict[AccountKey, AccountRow]
+Sheets = dict[AccountKey, Sheet]
+
+
+class FreeStore(Store):
+    """A transaction of the batcher's and its view of the tables."""
+
+    def __init__(self, tx: Tx, clock: Clock | None, patience_s: float, memory: Memory) -> None:
+        super().__init__(tx, clock, patience_s)
+        self._memory = memory
+
+    async def read_free(self, ops: Sequence[Op]) -> Reading:
+        """The state ``ops`` are decided on; accounts that others have are left out, and none is opened."""
+        keys = {key for op in ops for key in accounts_of(op)}
+        known = {key: sheet for key in keys if (sheet := self._memory.get(key)) is not None}
+        new = sorted(keys - known.keys())
+        stamps, accounts, found = await self._lock(ops, known, new)
+        true = {key: sheet for key, sheet in known.items() if stamps.get(sheet.account.id) == sheet.account.stamp}
+        stale = {key: sheet.account.id for key, sheet in known.items() if key not in true}
+        held = {key for key, account_id in stale.items() if account_id not in stamps}
+        missing = set[AccountKey]()
+        if absent := [key for key in new if key not in accounts]:
+            existing = await self._existing(absent)
+            held |= existing
+            missing = opening(ops).intersection(absent) - existing
+        accounts |= await self._read_rest(ops, accounts, {key: stale[key] for key in stale.keys() - held}, found)
+        _recall(ops, true, found)
+        accounts |= {key: sheet.account for key, sheet in true.items()}
+        left_out = held | missing
+        ready = [op for op in ops if not left_out or left_out.isdisjoint(accounts_of(op))]
+        state, now_us = await self._complete(ready, accounts, found, ALL_DUE)
+        sheets = {sheet.account.id: sheet for sheet in true.values()}
+        return Reading(state, now_us, held, missing, sheets | sheets_of(state, found.complete - sheets.keys()))
+
+    async def _lock(
+        self, ops: Sequence[Op], known: Sheets, new: Sequence[AccountKey]
+    ) -> tuple[dict[int, int], Accounts, Found]:
+        """The stamps of ``known`` accounts by id, the rows of ``new`` ones, and what the keys of ``ops`` name."""
+        locks = list[Asked]()
+        if known:
+            ids = sorted(sheet.account.id for sheet in known.values())
+            where = f"{BY_ID[self._dialect]} WHERE id IN ({marks(ids)}) {self._free}"
+            locks.append((f"SELECT id, stamp FROM daydo_quota_account {where}", ids))  # noqa: S608 - names of ours
+        if new:
+            locks.append(self._lock_owners(new))
+        lookups = Lookups(ops, (), self._now, [op for op in ops if _remembered(op, known) is None])
+        results = await self.tx.execute_all([*locks, *lookups.asked])
+        stamps = dict(results[0].rows) if known else {}
+        rows = rows_of(AccountRow, results[len(locks) - 1].rows) if new else []
+        return stamps, {owner_of(row): row for row in rows}, lookups.read(results[len(locks) :])
+
+    async def _read_rest(
+        self, ops: Sequence[Op], new: Accounts, stale: dict[AccountKey, int], found: Found
+    ) -> Accounts:
+        """Into ``found`` what else is there of accounts that are locked but not, or no longer, known."""
+        unknown = {row.id for row in new.values()}.union(stale.values())
+        if not unknown:
+            return {}
+        again = [op for op in ops if not stale.keys().isdisjoint(accounts_of(op))]
+        lookups = Lookups(again, unknown, self._now)
+        results = await self.tx.execute_all(lookups.asked)
+        found.join(lookups.read(results))
+        rows = await self._by_id(AccountRow, sorted(stale.values()))
+        return {owner_of(row): row for row in rows}
+
+
+def _remembered(op: Op, known: Sheets) -> HoldRow | None:
+    """The open hold that ``op`` is about; of what a key may name that is the one thing to know."""
+    key = settled_key(op)
+    if key is None or (sheet := known.get(accounts_of(op)[0])) is None:
+        return None
+    return sheet.holds.get(key)
+
+
+def _recall(ops: Sequence[Op], true: Sheets, found: Found) -> None:
+    for sheet in true.values():
+        found.grants += sheet.grants.values()
+        found.complete.add(sheet.account.id)
+    found.holds += [row for op in ops if (row := _remembered(op, true)) is not None]

@@ -1,0 +1,93 @@
+"""What this process knows of accounts, so that a batch need not read what was written here.
+
+Every transaction that changes an account, or anything that belongs to it, leaves a random *stamp* in the account's row.
+A batch locks the row and reads the stamp: where it is the one that this process left, nobody has written since, and
+what was written then is what stands there now. A counter would not do. A server that was restored, or that lost its
+last second in a crash, comes to the same count again with other rows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping
+from itertools import chain
+
+from .rows import AccountKey, AccountRow, GrantRow, HoldRow, Plan, State, owner_of
+
+_STAMP_BITS = 53  # So many any reader of JSON keeps.
+
+
+def new_stamp() -> int:
+    """Not of a generator that forks would share."""
+    return secrets.randbits(_STAMP_BITS)
+
+
+class Sheet:
+    """An account, all its grants that are not closed, by id, and by key those of its open holds that were met here."""
+
+    __slots__ = ("account", "grants", "holds", "size")
+
+    def __init__(self, account: AccountRow) -> None:
+        self.account = account
+        self.grants: dict[str, GrantRow] = {}
+        self.holds: dict[str, HoldRow] = {}
+        self.size = 0
+
+    def note_grant(self, row: GrantRow) -> None:
+        if row.phase == "closed":
+            self.grants.pop(row.id, None)
+        else:
+            self.grants[row.id] = row
+
+    def note_hold(self, row: HoldRow) -> None:
+        if row.phase == "open":
+            self.holds[row.op_key] = row
+        else:
+            self.holds.pop(row.op_key, None)
+
+
+def sheets_of(state: State, complete: Collection[int]) -> dict[int, Sheet]:
+    """By id, of the accounts of which ``state`` has all that a sheet must have."""
+    sheets = {row.id: Sheet(row) for row in state.accounts.values() if row.id in complete}
+    for grant in state.grants:
+        if (sheet := sheets.get(grant.account_id)) is not None:
+            sheet.note_grant(grant)
+    for hold in state.holds:
+        if (sheet := sheets.get(hold.account_id)) is not None:
+            sheet.note_hold(hold)
+    return sheets
+
+
+class Memory:
+    """Sheets of at most ``most`` rows; the account that was written longest ago is forgotten first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._size = 0
+        self._sheets: dict[AccountKey, Sheet] = {}
+        self.get = self._sheets.get
+
+    def learn(self, sheets: Mapping[int, Sheet], written: Plan) -> None:
+        """``written`` is committed, and was decided on ``sheets``, by account id."""
+        for grant in chain(written.new_grants, written.grants):
+            if (sheet := sheets.get(grant.account_id)) is not None:
+                sheet.note_grant(grant)
+        for hold in chain(written.new_holds, written.holds):
+            if (sheet := sheets.get(hold.account_id)) is not None:
+                sheet.note_hold(hold)
+        for account in written.accounts:
+            if (sheet := sheets.get(account.id)) is not None:
+                sheet.account = account
+                self._keep(owner_of(account), sheet)
+        while self._size > self._most:
+            self._forget(next(iter(self._sheets)))
+
+    def _keep(self, owner: AccountKey, sheet: Sheet) -> None:
+        self._forget(owner)
+        sheet.size = 1 + len(sheet.grants) + len(sheet.holds)
+        self._sheets[owner] = sheet
+        self._size += sheet.size
+
+    def _forget(self, owner: AccountKey) -> None:
+        if (known := self._sheets.pop(owner, None)) is not None:
+            self._size -= known.size
