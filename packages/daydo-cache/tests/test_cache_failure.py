@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 
 import pytest
 from cache_loaders import Loader, User, counted, users_of
 
-from daydo_cache import Cache, CacheConfig, LockLost, Policy
+from daydo_cache import Cache, CacheConfig, Existing, FilterConfig, LockLost, Policy
 from daydo_cache.testing import FaultyRedis
 from daydo_kernel.testing import ManualClock
 from daydo_redis import Redis, RedisConfig, RedisError, RedisFull
@@ -156,6 +157,30 @@ async def test_full_redis_still_invalidates(server: PrivateRedis) -> None:
                 raise AssertionError("nobody has it")
         await redis.call("CONFIG SET", "maxmemory", 0)
         await eventually(lambda: not cache._pending)
+
+
+async def test_full_redis_has_no_room_in_the_filter(server: PrivateRedis) -> None:
+    """The values of a key that the filter does not know end, and the caller is told; it is added when there is room."""
+
+    async def nobody() -> AsyncIterator[list[str]]:
+        yield []
+
+    async with Redis(server.url, CALM) as redis, Cache(redis) as cache:
+        users, load = users_of(cache, existing=Existing(nobody, FilterConfig(capacity=1000))), Loader(u_7="Ann")
+        keys = users._existing
+        assert keys is not None
+        await eventually(lambda: redis.get(keys._built))
+        assert await users.get_or_load("u_7", load) is None
+        await redis.call("CONFIG SET", "maxmemory", 1)
+        with pytest.raises(RedisFull):
+            await users.invalidate("u_7")
+        await redis.call("CONFIG SET", "maxmemory", 0)
+        await eventually(lambda: not cache._pending)
+        await users.invalidate("u_7")  # now that it is known there is no need for room
+        await redis.call("CONFIG SET", "maxmemory", 1)
+        await users.invalidate("u_7")
+        await redis.call("CONFIG SET", "maxmemory", 0)
+        assert await users.get_or_load("u_7", load) == ANN
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------

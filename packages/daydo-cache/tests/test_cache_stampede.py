@@ -11,7 +11,9 @@ from daydo_cache import Cache, CacheConfig, LoadTimeout, Policy
 from daydo_cache.testing import FaultyRedis, stampede
 from daydo_kernel import DaydoError, Draining
 from daydo_kernel.testing import ManualClock
-from daydo_redis.testing import SHORT_S, eventually
+from daydo_redis import Redis
+from daydo_redis.embedded import PrivateRedis
+from daydo_redis.testing import CALM, SHORT_S, eventually
 
 ANN = User("u_7", "Ann")
 
@@ -84,6 +86,18 @@ async def test_readers_cancelled_in_a_crowd(cache: Cache) -> None:
         )
         assert sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes) <= 10
     assert len(load.asked) == 1
+
+
+async def test_lone_read_waits_for_nobody(server: PrivateRedis) -> None:
+    """Where nothing else is being read, a read is on its way to Redis within its caller's own turn."""
+    async with Redis(server.url, CALM) as redis, Cache(redis) as cache:
+        users, load = users_of(cache, policy=Policy(local_entries=0)), Loader(u_7="Ann")
+        await users.get_or_load("u_7", load)
+        free = redis._calls.slots._value
+        task = asyncio.create_task(users.get_or_load("u_7", load))
+        await asyncio.sleep(0)
+        assert redis._calls.slots._value < free
+        assert await task == ANN
 
 
 async def test_process_that_dies_gives_way(near: FaultyRedis, far: FaultyRedis, clock: ManualClock) -> None:

@@ -72,6 +72,37 @@ async def test_merging_can_be_switched_off(server: PrivateRedis) -> None:
         assert len(redis._road._idle) == 8
 
 
+async def test_who_expects_no_company_does_not_wait_for_it(server: PrivateRedis) -> None:
+    """merge=False: the call is on its way within its own turn, and joins nobody."""
+    async with Redis(server.url, RedisConfig(command_timeout_s=SHORT_S)) as redis:
+        await redis.set("k", "v")
+        calls = [asyncio.create_task(redis.get("k", merge=False)) for _ in range(8)]
+        await asyncio.sleep(0)
+        assert redis._calls.slots._value == RedisConfig().pool_size - 8
+        assert await asyncio.gather(*calls) == [b"v"] * 8
+        assert merged(redis) == 0
+
+
+async def test_long_packets_keep_their_order(server: PrivateRedis) -> None:
+    """What is too long to be handed to the socket at once arrives in order over one connection, answers likewise."""
+    async with Redis(server.url, CALM) as redis:
+        lengths = await asyncio.gather(*(redis.call("RPUSH", "list", b"%0*d" % (300, n)) for n in range(100)))
+        assert lengths == list(range(1, 101))
+        assert [int(value) for value in await redis.call("LRANGE", "list", 0, -1)] == list(range(100))
+        assert len(redis._road._idle) == 1
+
+
+async def test_health_check_of_the_driver_takes_no_answer(server: PrivateRedis) -> None:
+    """A connection that is due for the driver's own PING is asked before a long packet, never in the middle of it."""
+    async with Redis(server.url, CALM) as redis:
+        await redis.set("k", "v")
+        [connection] = redis._road._idle
+        connection.health_check_interval = 1e-9
+        values = [b"%0*d" % (300, number) for number in range(100)]
+        assert await asyncio.gather(*(redis.call("ECHO", value) for value in values)) == values
+        assert redis._road._idle == [connection]
+
+
 async def test_wrong_argument_reaches_its_caller_alone(server: PrivateRedis) -> None:
     """What cannot be sent fails where it is written, before it could spoil a packet."""
     async with Redis(server.url, CALM) as redis:

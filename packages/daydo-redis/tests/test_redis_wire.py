@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from enum import IntEnum
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ import redis.exceptions as driver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daydo_redis.wire import _Answers
+from daydo_redis.wire import _Answers, pack, pieces
+
+
+class Level(IntEnum):
+    HIGH = 3
+
 
 TEXTS = st.one_of(st.binary(max_size=40), st.sampled_from([b"", b"\r\n", b"$3\r\nabc\r\n", b"*1\r\n", b"-ERR\r\n"]))
 ANSWERS = st.recursive(
@@ -71,3 +77,24 @@ async def test_connection_that_ends_inside_an_array_is_lost() -> None:
     for end in range(len(packet)):
         with pytest.raises(driver.ConnectionError):
             await received(packet[:end], [], 1)
+
+
+def test_words_arrive_as_they_read() -> None:
+    """Text as UTF-8, bytes as they are, numbers as their digits, members of an IntEnum included."""
+    words = ("SET", "ключ", b"\r\n\x00", 12, -1, 0.25, Level.HIGH, bytearray(b"x"))
+    sent_words = [b"SET", "ключ".encode(), b"\r\n\x00", b"12", b"-1", b"0.25", b"3", b"x"]
+    assert pack(words) == b"*8\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in sent_words)
+    for wrong in (True, None, [1]):
+        with pytest.raises(TypeError):
+            pack(("GET", wrong))  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(1, 3_000).map(bytes), max_size=30))
+def test_pieces_are_the_packet(packets: list[bytes]) -> None:
+    """Put together they are what was given, none is empty, and each but the last is as long as it has to be."""
+    cut = list(pieces(packets))
+    assert [packet for piece in cut for packet in piece] == packets
+    assert all(cut)
+    for piece in cut[:-1]:
+        assert sum(map(len, piece[:-1])) < 4_096 <= sum(map(len, piece))
+    assert sum(map(len, cut[-1])) < 4_096 + 3_000 if cut else not packets

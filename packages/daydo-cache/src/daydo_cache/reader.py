@@ -64,7 +64,7 @@ class Reader:
     async def _read_alone(self, key: str) -> bytes | None:
         self._under_way += 1
         try:
-            return await self._redis.get(key)
+            return await self._redis.get(key, merge=False)
         finally:
             self._under_way -= 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -81,19 +81,12 @@ class Shelf(Generic[T]):
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    async def look(self, key: str) -> Sight[T]:
-        """Read the value of ``key`` from Redis."""
-        mark, asked_s = self.news.mark, self.timeline.now_s()
-        try:
-            raw = await self.reader.read(self.guard.value_key(key))
-            if raw is None:
-                return NOTHING
-            return self._judge(key, raw, mark, asked_s) or await self.accept(key, raw, mark, asked_s)
-        except RedisError:
-            return AWAY
+    def ask(self, key: str) -> Awaitable[bytes | None]:
+        """What Redis has under ``key``, when awaited; do that at once. Raises RedisError."""
+        return self.reader.read(self.guard.value_key(key))
 
     async def look_many(self, keys: list[str]) -> list[Sight[T]]:
-        """The same for several."""
+        """Read the values of ``keys`` from Redis."""
         mark, asked_s = self.news.mark, self.timeline.now_s()
         try:
             values = await self.reader.read_many([self.guard.value_key(key) for key in keys])
@@ -110,16 +103,16 @@ class Shelf(Generic[T]):
         Raises:
             RedisError: its tags are not known, and Redis does not say.
         """
-        sight = self._judge(key, raw, mark, asked_s)
+        sight = self.judge(key, raw, mark, asked_s)
         if sight is not None:
             return sight
         if not self.timeline.known:
             await self.link.beat()
         await self.tags.ask((self.own_tag, *self._codec.decode(raw[DIGITS:]).tags))
-        return self._judge(key, raw, mark, asked_s) or Sight(seen=raw[:DIGITS])
+        return self.judge(key, raw, mark, asked_s) or Sight(seen=raw[:DIGITS])
 
-    def _judge(self, key: str, raw: bytes, mark: int, asked_s: float) -> Sight[T] | None:
-        """The same, or None if its tags are not known."""
+    def judge(self, key: str, raw: bytes, mark: int, asked_s: float) -> Sight[T] | None:
+        """As :meth:`accept`, without asking Redis: None if its tags are not known."""
         seen, body = raw[:DIGITS], raw[DIGITS:]
         try:
             loaded_us = int(seen)
@@ -163,10 +156,13 @@ class Shelf(Generic[T]):
     def hold(self, record: Record[T], body: bytes, loaded_us: int, checked_s: float) -> Held[T]:
         """``record`` in the form in which it is handed out and kept in memory."""
         ahead_us = self.timeline.ahead_us
+        soft_s = checked_s + self._ttl_s
         early_s = fresh_s = (record.fresh_us - ahead_us) / 1e6
         if self._early_factor and record.took_s:
             # XFetch (Vattani et al., VLDB 2015), thrown once for each process instead of for each hit.
             early_s += record.took_s * self._early_factor * math.log(1 - random.random())  # noqa: S311
+        if early_s < soft_s:
+            soft_s = early_s
         shares = self._shares
         return Held(
             record.value if shares else None,
@@ -175,7 +171,7 @@ class Shelf(Generic[T]):
             record.tags,
             len(body),
             checked_s,
-            min(early_s, checked_s + self._ttl_s),
+            soft_s,
             early_s,
             fresh_s,
             (record.dead_us - ahead_us) / 1e6,

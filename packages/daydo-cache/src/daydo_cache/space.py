@@ -19,7 +19,7 @@ from .flights import Flight, Flights, LoadMany
 from .guard import Guard
 from .memory import Held
 from .names import text_of
-from .shelf import AWAY, Shelf, Sight
+from .shelf import AWAY, NOTHING, Shelf, Sight
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -97,7 +97,18 @@ class Space(Generic[T]):
             return self._shelf.value(held)
         if (flight := self._flights.joinable(name)) is not None:
             return self._shelf.value(await self._join(flight))
-        sight = AWAY if self._pending.covers(self.name, name) else await self._shelf.look(name)
+        sight: Sight[T] = AWAY
+        if not self._pending.covers(self.name, name):
+            shelf = self._shelf
+            mark, asked_s = shelf.news.mark, self._now_s()
+            try:
+                raw = await shelf.ask(name)
+                if raw is None:
+                    sight = NOTHING
+                else:
+                    sight = shelf.judge(name, raw, mark, asked_s) or await shelf.accept(name, raw, mark, asked_s)
+            except RedisError:
+                pass  # as far away as before
         held = sight.held
         if held is not None and (self._now_s() < held.early_s or not self._is_due(name, held)):
             self._redis.value += 1.0
@@ -154,8 +165,9 @@ class Space(Generic[T]):
 
         Redis slow, frozen or gone: raises its error, and the invalidation is repeated until Redis takes it. With
         ``tx`` it raises nothing, because a cache must not stop a change: the invalidation is repeated after the
-        COMMIT, and what others do meanwhile with their Redis is up to their TTL. Redis full: done. Redis flushed:
-        nothing is lost, it holds no values.
+        COMMIT, and what others do meanwhile with their Redis is up to their TTL. Redis full: done; but a key that the
+        space's ``existing`` filter does not know yet cannot be added to it, which counts as gone above, with
+        ``RedisFull`` as its error. Redis flushed: nothing is lost, it holds no values.
         """
         self._cache._require_started()
         names = [text_of(key) for key in keys]

@@ -45,6 +45,7 @@ class Tags:
     ) -> None:
         self._redis = redis
         self._timeline = timeline
+        self._now_s = timeline.now_s
         self._link = link
         self._origin = origin
         self._told = told
@@ -61,7 +62,7 @@ class Tags:
     def barrier(self, tags: Iterable[str]) -> int | None:
         """The latest of them, or None if that is not known."""
         latest = 0
-        now_s = self._timeline.now_s()
+        now_s = self._now_s()
         linked = now_s < self._link.vouched_s
         for tag in tags:
             if tag in self._distrusted:
@@ -95,7 +96,7 @@ class Tags:
     def hear(self, tag: str, us: int) -> None:
         """News, in the order in which it happened."""
         self._news.note(tag)
-        self._learn(tag, us, self._timeline.now_s())
+        self._learn(tag, us, self._now_s())
         self._told(tag)
 
     def distrust(self, tag: str) -> None:
@@ -110,7 +111,7 @@ class Tags:
         self._known.clear()
 
     async def _ask(self, tag: str) -> None:
-        mark, asked_s = self._news.mark, self._timeline.now_s()
+        mark, asked_s = self._news.mark, self._now_s()
         times = await self._redis.call("HVALS", self._key(tag))
         if self._news.quiet(tag, mark):
             self._learn(tag, max(map(int, times), default=0), asked_s)

@@ -31,7 +31,7 @@ from .deadline import Deadline
 from .errors import RedisCommandFailed, RedisFull, RedisTimeout, RedisUnavailable
 from .merge import Merge
 from .roads import Road
-from .wire import ASKING, Argument, answers_of, text
+from .wire import ASKING, Argument, answers_of, pieces, text
 
 SCRIPTS_MAX = 10_000  # that a server is believed to know
 _OUTCOMES = ("ok", "failed", "timeout", "unavailable", "refused", "cancelled")
@@ -79,8 +79,8 @@ class Calls:
             self._quiet.clear()
             await self._quiet.wait()
 
-    async def answer(self, call: Call) -> Any:
-        """What the server says.
+    async def answer(self, call: Call, merge: bool) -> Any:
+        """What the server says; ``merge`` False: without waiting for company.
 
         Raises:
             RedisUnavailable, RedisTimeout, RedisFull, RedisCommandFailed
@@ -89,10 +89,10 @@ class Calls:
         outcome = "cancelled"
         self._under_way += 1
         try:
-            if self.breaker.is_open:
-                await self._run([call])  # alone: one call is the probe, not a crowd
-            else:
+            if merge and not self.breaker.is_open:
                 await self._merge.send(call)
+            else:
+                await self._run([call])  # an open breaker: one call is the probe, not a crowd
             outcome = "failed"
             answer = call.result()
             outcome = "ok"
@@ -234,7 +234,9 @@ class Calls:
 
     async def _talk(self, place: str | None, connection: AbstractConnection, calls: list[Call]) -> list[Call]:
         """Send and read; gives back the calls whose script the server does not know."""
-        await connection.send_packed_command([self._packet(place, call) for call in calls])
+        for number, piece in enumerate(pieces([self._packet(place, call) for call in calls])):
+            # The driver's health check reads an answer: before the first piece that is its own, later it is ours.
+            await connection.send_packed_command(piece, check_health=number == 0)
         read = answers_of(connection)
         unknown = []
         for call in calls:

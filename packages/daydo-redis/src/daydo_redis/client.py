@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
@@ -94,9 +94,13 @@ class Redis(Part):
         """
         return await self._send(Call(*shareable(command)))
 
-    async def get(self, key: str | bytes) -> bytes | None:
-        """The value of ``key``, or None. Redis gone: raises; a cache treats that as a miss."""
-        value: bytes | None = await self._send(Call("GET", key, key=key, repeatable=True))
+    async def get(self, key: str | bytes, *, merge: bool = True) -> bytes | None:
+        """The value of ``key``, or None. Redis gone: raises; a cache treats that as a miss.
+
+        ``merge`` False: it leaves at once, in no order with what else is asked in this turn; for who has reason to
+        believe that there is no company to wait for.
+        """
+        value: bytes | None = await self._send(Call("GET", key, key=key, repeatable=True), merge)
         return value
 
     async def set(
@@ -143,7 +147,7 @@ class Redis(Part):
         ``idempotent`` is your word that running it twice does no more than running it once; then it runs again when
         its answer was lost with the connection.
         """
-        return Script(self._run_script, lua, idempotent=idempotent)
+        return Script(self._send, lua, idempotent=idempotent)
 
     async def publish(self, channel: str, payload: bytes) -> int:
         """Send to those who listen right now; how many server connections that were.
@@ -186,15 +190,9 @@ class Redis(Part):
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def _send(self, call: Call) -> Awaitable[Any]:
+    def _send(self, call: Call, merge: bool = True) -> Awaitable[Any]:
         self._require_started()
-        return self._calls.answer(call)
-
-    async def _run_script(
-        self, lua: str, sha: str, keys: Sequence[str | bytes], args: Sequence[Argument], repeatable: bool
-    ) -> Any:
-        words = ("EVALSHA", sha, len(keys), *keys, *args)
-        return await self._send(Call(*words, key=keys[0] if keys else None, lua=lua, repeatable=repeatable))
+        return self._calls.answer(call, merge)
 
     def _spare(self) -> AbstractConnection:
         return self._road.spare()

@@ -9,7 +9,7 @@ answers of one packet ask again in one turn, so crowds stay together by themselv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from daydo_kernel import Counter
@@ -46,20 +46,20 @@ class Merge:
         self._spawn = spawn
         self._make_waiter = asyncio.get_running_loop().create_future
 
-    async def send(self, call: Call) -> None:
-        """Return when ``call`` is settled."""
+    def send(self, call: Call) -> Awaitable[None]:
+        """``call`` is settled when this was awaited; do that at once. (No coroutine: most calls follow another one,
+        and each would be one more.)
+        """
         if self._max == 1:
-            await self._run([call])
-            return
+            return self._run([call])
         place = self._place(call)
         batch = self._forming.get(place)
         if batch is None or len(batch.calls) >= self._max or batch.size + len(call.packed) > self._max_bytes:
-            await self._lead(place, call)
-        else:
-            batch.calls.append(call)
-            batch.size += len(call.packed)
-            call.waiter = self._make_waiter()
-            await call.waiter
+            return self._lead(place, call)
+        batch.calls.append(call)
+        batch.size += len(call.packed)
+        call.waiter = waiter = self._make_waiter()
+        return waiter
 
     async def _lead(self, place: str | None, call: Call) -> None:
         batch = self._forming[place] = _Batch(call)

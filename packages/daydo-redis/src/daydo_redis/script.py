@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from .call import Call
 from .wire import Argument
 
 
@@ -17,8 +18,8 @@ class Script:
     again; only then does a call arrive after those that were made behind it in the same turn.
     """
 
-    def __init__(self, run: Callable[..., Awaitable[Any]], lua: str, *, idempotent: bool) -> None:
-        self._run = run
+    def __init__(self, send: Callable[[Call], Awaitable[Any]], lua: str, *, idempotent: bool) -> None:
+        self._send = send
         self._lua = lua
         self._idempotent = idempotent
         self.sha = hashlib.sha1(lua.encode(), usedforsecurity=False).hexdigest()
@@ -31,4 +32,6 @@ class Script:
         Redis gone: ``RedisUnavailable``, or ``RedisTimeout`` when it may have run. An error inside the script:
         ``RedisCommandFailed``; what it had written by then stays written.
         """
-        return await self._run(self._lua, self.sha, keys, args, self._idempotent)
+        key = keys[0] if keys else None
+        words = ("EVALSHA", self.sha, len(keys), *keys, *args)
+        return await self._send(Call(*words, key=key, lua=self._lua, repeatable=self._idempotent))

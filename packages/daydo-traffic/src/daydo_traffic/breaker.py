@@ -144,8 +144,9 @@ class Breaker(Policy):
     """One dependency's breaker: ``await breaker.call(fetch, url)``, or ``@breaker`` on a function.
 
     Failures are the errors that ``is_failure`` says so of; by default all but our own refusals below status 500. A
-    cancelled call counts as nothing. ``clock`` replaces the monotonic clock, in tests. ``metrics``: where its cells
-    go; by default they are its own. ``events``: ``traffic.breaker_opened``, ``traffic.breaker_closed``.
+    cancelled call counts as nothing, and so does one about whose error ``is_failure`` itself raises. ``clock`` replaces
+    the monotonic clock, in tests. ``metrics``: where its cells go; by default they are its own. ``events``:
+    ``traffic.breaker_opened``, ``traffic.breaker_closed``.
     """
 
     def __init__(
@@ -205,12 +206,10 @@ class Breaker(Policy):
             result = await fn(*args, **kwargs)
         except Exception as error:
             now_s = self._now_s()
-            await self._report(_FAILED if self._is_failure(error) else _GOOD, began, now_s, era)
+            await self._report(self._mark_of(error, era), began, now_s, era)
             raise
         except BaseException:
-            self._cancelled.inc()
-            if era == self._era:
-                self._probes_out = max(0, self._probes_out - 1)
+            self._give_up(era)
             raise
         now_s = self._now_s()
         if self._state is _CLOSED and now_s - began < self._slow_s and era == self._era:
@@ -239,6 +238,19 @@ class Breaker(Policy):
         self._refused.inc()
         wait_s = max(self._open_until_s - now_s, 0.0) if self._state is _OPEN else self.config.open_s
         raise CircuitOpen(breaker=self.name, retry_after_s=wait_s)
+
+    def _mark_of(self, error: Exception, era: int) -> int:
+        try:
+            return _FAILED if self._is_failure(error) else _GOOD
+        except BaseException:
+            self._give_up(era)  # nobody knows how it went
+            raise
+
+    def _give_up(self, era: int) -> None:
+        """A call that counts as nothing; a probe makes room for another."""
+        self._cancelled.inc()
+        if era == self._era:
+            self._probes_out = max(0, self._probes_out - 1)
 
     async def _report(self, mark: int, began: float, now_s: float, era: int) -> None:
         if now_s - began >= self._slow_s:

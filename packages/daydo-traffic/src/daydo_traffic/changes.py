@@ -44,14 +44,15 @@ class Changes(Generic[T]):
         self.written = 0  # by this process: what Redis was asked for before a write of ours is older than the write
 
     async def put(self, name: str, value: T) -> None:
-        """Here at once, elsewhere within ``refresh_s``. Redis away: raises, and nothing has changed here."""
+        """Here at once, elsewhere within ``refresh_s``. Redis away: raises, and nothing has changed here; after a
+        time-out Redis may have it, and the next :meth:`read` brings it."""
         if self._redis is not None:
             await self._redis.call("HSET", self.key, name, msgspec.json.encode(value))
         self.written += 1
         self.current = {**self.current, name: value}
 
     async def remove(self, name: str) -> None:
-        """Back to the configuration. Redis away: raises, and nothing has changed here."""
+        """Back to the configuration. Redis away: as :meth:`put`."""
         if self._redis is not None:
             await self._redis.call("HDEL", self.key, name)
         self.written += 1

@@ -85,11 +85,12 @@ class _Held(msgspec.Struct):
 class _Ruled:
     """A rule by its name, ready to be asked."""
 
-    __slots__ = ("fits", "name", "needs_end", "plan", "prefix", "refuses", "rule")
+    __slots__ = ("fits", "limit", "name", "needs_end", "plan", "prefix", "refuses", "rule")
 
     def __init__(self, name: str, rule: Rule, share: int, key_prefix: str, fits: Counter, refuses: Counter) -> None:
         self.name = name
         self.rule = rule
+        self.limit = rule.limit
         self.plan = plan(rule, share)
         # The kind is in the key: a rule that becomes one of another kind must not read the other's state.
         self.prefix = f"{key_prefix}:{self.plan.kind}:{name}:"
@@ -275,11 +276,8 @@ class Limits(Part):
         return _decision(asked, answer[0] == 1, verdicts, shared=True)
 
     def _words(self, asked: list[Asked], lease: str) -> list[str | int]:
-        words: list[str | int] = [self._now_word()]
         now_us = self._clock.now_us()
-        for ruled, _, cost in asked:
-            words += (ruled.plan.kind, cost, *ruled.plan.words(cost, lease, now_us))
-        return words
+        return [self._now_word(), *[ruled.plan.word(cost, lease, now_us) for ruled, _, cost in asked]]
 
     def _now_word(self) -> str | int:
         return "" if self._passed_clock is None else self._passed_clock.now_us()
@@ -290,8 +288,13 @@ class Limits(Part):
         if share > 1:
             table = self._table(share)
             asked = [(table[ruled.name], key, cost) for ruled, key, cost in asked]
+        now_us = self._clock.now_us()
+        if len(asked) == 1:
+            ruled, key, cost = asked[0]
+            verdict = self._memory.decide_one(ruled.plan, key, cost, lease, now_us)
+            return _decision(asked, verdict.fits, [verdict], shared=self._redis is None)
         asks = [(ruled.plan, key, cost) for ruled, key, cost in asked]
-        admitted, verdicts = self._memory.decide(asks, lease, self._clock.now_us())
+        admitted, verdicts = self._memory.decide(asks, lease, now_us)
         return _decision(asked, admitted, verdicts, shared=self._redis is None)
 
     # -- Redis comes and goes ------------------------------------------------------------------------------------
@@ -356,7 +359,9 @@ class Limits(Part):
         """Replace a rule in all processes: in this one at once, elsewhere within ``refresh_s``.
 
         What keys have spent so far goes on to count, unless the rule becomes one of another kind. Without Redis only
-        this process changes. Redis away: raises its error, and nothing has changed. ``by`` is the subject of the event.
+        this process changes. Redis away: raises its error, and nothing has changed; except that after
+        :class:`daydo_redis.RedisTimeout` it may have happened, and then holds everywhere within ``refresh_s``, without
+        an event. Say it again: twice does no more than once. ``by`` is the subject of the event.
 
         Raises:
             RuleUnknown: the configuration does not name the rule.
@@ -381,7 +386,7 @@ class Limits(Part):
         """Forget what ``key`` has spent of a rule: somebody was locked out by mistake.
 
         In Redis, and in this process; what others have counted by their shares while Redis was away they keep.
-        Redis away: raises its error, and nothing is forgotten.
+        Redis away: raises its error, and nothing is forgotten, or after :class:`daydo_redis.RedisTimeout` perhaps all.
 
         Raises:
             RuleUnknown: the configuration does not name the rule.
@@ -476,26 +481,18 @@ def refusal(decision: Decision) -> LimitExceeded:
 
 
 def _decision(asked: list[Asked], admitted: bool, verdicts: list[Verdict], *, shared: bool) -> Decision:
-    standings, retry_us, wait_us = [], 0, 0
-    for (ruled, _, cost), verdict in zip(asked, verdicts, strict=True):
+    standings, policies, wait_us = [], [], 0
+    for (ruled, _, cost), verdict in zip(asked, verdicts):  # noqa: B905 (one each, and this runs for every request)
+        fits = verdict.fits
+        (ruled.fits if fits else ruled.refuses).value += 1.0
         outlook = ruled.plan.outlook(verdict, cost, admitted)
-        (ruled.fits if verdict.fits else ruled.refuses).inc()
-        standings.append(
-            Standing(
-                ruled.name,
-                verdict.fits,
-                ruled.rule.limit,
-                outlook.remaining,
-                outlook.reset_us / US,
-                outlook.retry_us / US,
-            )
-        )
-        if outlook.retry_us > retry_us:
-            retry_us = outlook.retry_us
+        retry_s = 0.0 if fits else outlook.retry_us / US
+        standings.append(Standing(ruled.name, fits, ruled.limit, outlook.remaining, outlook.reset_us / US, retry_s))
+        policies.append(ruled.rule)
         if outlook.wait_us > wait_us:
             wait_us = outlook.wait_us
-    policies = tuple([ruled.rule for ruled, _, _ in asked])
-    return Decision(admitted, tuple(standings), policies, retry_us / US, wait_us / US, shared)
+    retry_s = 0.0 if admitted else max([standing.retry_after_s for standing in standings])
+    return Decision(admitted, tuple(standings), tuple(policies), retry_s, wait_us / US, shared)
 
 
 def _short(key: str) -> str:

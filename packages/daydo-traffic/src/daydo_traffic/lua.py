@@ -6,7 +6,7 @@ more; with a passed clock, which Redis knows nothing of, a day later. Scripts st
 
 from __future__ import annotations
 
-# Numbers are doubles, exact up to 2^53; as text they need %.0f, for tostring() rounds to 14 digits.
+# Numbers are doubles, exact up to 2^53; inside a text they need %.0f, for tostring() rounds to 14 digits.
 _NOW = """
 local now, slack
 if ARGV[1] == '' then
@@ -16,48 +16,47 @@ else
   now, slack = tonumber(ARGV[1]), 86400000
 end
 local function text(number) return string.format('%.0f', number) end
-local function ttl(us) return text(math.ceil(us / 1000) + 1 + slack) end
+local function ttl(us) return math.ceil(us / 1000) + 1 + slack end
 """
 
-# KEYS: one per check. ARGV: now or '', then per check its kind, its cost and five words of Plan.words.
-# Answers 1 or 0 (all fit), then fits, used, next per check: a Verdict.
+# KEYS: one per check. ARGV: now or '', then Plan.word of each check, which says its kind, its cost and what that kind
+# goes by. Answers 1 or 0 (all fit), then fits, used, next per check: a Verdict.
 DECIDE = (
     _NOW
     + """
+local function level_of(key, drain, unit)
+  local state = redis.call('GET', key)
+  if not state then return 0 end
+  local level, instant, old_unit = string.match(state, '(%d+):(%d+):(%d+)')
+  level, instant = tonumber(level), tonumber(instant)
+  if old_unit ~= unit then level = math.ceil(math.min(level / old_unit * unit, 2^53)) end
+  if now > instant then level = math.max(0, level - (now - instant) * drain) end
+  return level
+end
+
+local function pour(key, cost, drain, unit, level)
+  level = level + cost * unit
+  redis.call('SET', key, string.format('%.0f:%.0f:%s', level, now, unit), 'PX', ttl(level / drain))
+  return level
+end
+
+local cost, room, drain, unit = string.match(ARGV[2], '^g:(%d+):(%d+):(%d+):(%d+)$')
+if cost and #KEYS == 1 then -- what most requests ask: the rest of this text need not run
+  local level = level_of(KEYS[1], drain, unit)
+  if level > tonumber(room) then return {0, 0, level, 0} end
+  return {1, 1, pour(KEYS[1], cost, drain, unit, level), 0}
+end
+
+-- A check is {room or limit, …}, and has a kind and a cost.
 local judge, charge = {}, {}
 
 function judge.g(key, check)
-  local room, drain, unit = tonumber(check[1]), tonumber(check[2]), tonumber(check[3])
-  local level = 0
-  local state = redis.call('GET', key)
-  if state then
-    local old, instant, old_unit = string.match(state, '(%d+):(%d+):(%d+)')
-    level, instant, old_unit = tonumber(old), tonumber(instant), tonumber(old_unit)
-    if old_unit ~= unit then level = math.ceil(math.min(level / old_unit * unit, 2^53)) end
-    if now > instant then level = math.max(0, level - (now - instant) * drain) end
-  end
-  return level <= room, level, 0
+  local level = level_of(key, check[2], check[3])
+  return level <= tonumber(check[1]), level, 0
 end
 
 function charge.g(key, check, level)
-  local drain, unit = tonumber(check[2]), tonumber(check[3])
-  level = level + check.cost * unit
-  redis.call('SET', key, string.format('%.0f:%.0f:%.0f', level, now, unit), 'PX', ttl(level / drain))
-  return level, 0
-end
-
-local function check_at(i)
-  local at = 7 * i - 5
-  local check = {ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]}
-  check.kind, check.cost = ARGV[at], tonumber(ARGV[at + 1])
-  return check
-end
-
-if #KEYS == 1 and ARGV[2] == 'g' then -- what most requests ask: the rest of this text need not run
-  local check = check_at(1)
-  local fits, level = judge.g(KEYS[1], check)
-  if not fits then return {0, 0, level, 0} end
-  return {1, 1, charge.g(KEYS[1], check, level)}
+  return pour(key, check.cost, check[2], check[3], level), 0
 end
 
 function judge.w(key, check)
@@ -125,9 +124,16 @@ function charge.d(key, check, used)
   return used, tomorrow - now
 end
 
+local function check_of(word)
+  local kind, cost, rest = string.match(word, '^(%a):(%d+):(.*)$')
+  local check = {kind = kind, cost = tonumber(cost)}
+  for each in string.gmatch(rest, '[^:]+') do table.insert(check, each) end
+  return check
+end
+
 local answer, checks, all = {1}, {}, true
 for i = 1, #KEYS do
-  local check = check_at(i)
+  local check = check_of(ARGV[i + 1])
   local fits, used, next = judge[check.kind](KEYS[i], check)
   checks[i] = check
   all = all and fits

@@ -39,8 +39,6 @@ from .rules import EXACT_MAX, US, Bursty, Concurrent, Daily, Paced, Rule, Window
 LEVEL_MAX = 2 * EXACT_MAX
 AGAIN_US = US  # when to ask again for a lease: nobody knows when one is given back
 
-Words = tuple[str | int, ...]
-
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """``used``: level or count, with the cost if it was charged; ``next_us``: until the state eases by itself."""
@@ -65,8 +63,8 @@ class Plan(Protocol):
     kind: str
     cost_max: int
 
-    def words(self, cost: int, lease: str, now_us: int) -> Words:
-        """Five arguments for the Lua twin, beside its kind and the cost."""
+    def word(self, cost: int, lease: str, now_us: int) -> str:
+        """``kind:cost:…``, what the Lua twin goes by. One word, for every word costs both ends of the wire."""
 
     def judge(self, state: Any, cost: int, now_us: int) -> tuple[Verdict, Any]:
         """Whether ``cost`` fits, and ``state`` as it is by now."""
@@ -89,14 +87,18 @@ class Gcra:
         self.capacity = capacity
         self.cost_max = cost_max
         self.wait_us = wait_us
+        self._word_of_one = self._word(1)
 
     def room(self, cost: int) -> int:
         if self.wait_us is not None:
             return self.wait_us * self.drain
         return max(0, self.capacity - cost * self.unit)
 
-    def words(self, cost: int, lease: str, now_us: int) -> Words:
-        return (self.room(cost), self.drain, self.unit, 0, 0)
+    def word(self, cost: int, lease: str, now_us: int) -> str:
+        return self._word_of_one if cost == 1 else self._word(cost)
+
+    def _word(self, cost: int) -> str:
+        return f"g:{cost}:{self.room(cost)}:{self.drain}:{self.unit}"
 
     def judge(self, state: tuple[int, int, int] | None, cost: int, now_us: int) -> tuple[Verdict, Any]:
         level = 0
@@ -136,8 +138,8 @@ class SlidingWindow:
         self.limit = max(1, limit // share)
         self.period_us = period_us
 
-    def words(self, cost: int, lease: str, now_us: int) -> Words:
-        return (self.limit, self.period_us, 0, 0, 0)
+    def word(self, cost: int, lease: str, now_us: int) -> str:
+        return f"w:{cost}:{self.limit}:{self.period_us}"
 
     def judge(self, state: deque[int] | None, cost: int, now_us: int) -> tuple[Verdict, Any]:
         units: deque[int] = deque() if state is None else state
@@ -168,8 +170,8 @@ class Leases:
         self.limit = max(1, limit // share)
         self.lease_us = lease_us
 
-    def words(self, cost: int, lease: str, now_us: int) -> Words:
-        return (self.limit, self.lease_us, lease, 0, 0)
+    def word(self, cost: int, lease: str, now_us: int) -> str:
+        return f"c:{cost}:{self.limit}:{self.lease_us}:{lease}"
 
     def judge(self, state: dict[str, int] | None, cost: int, now_us: int) -> tuple[Verdict, Any]:
         leases = {lease: end for lease, end in (state or {}).items() if end > now_us}
@@ -197,8 +199,9 @@ class Day:
         self.limit = max(1, limit // share)
         self.zone = zone
 
-    def words(self, cost: int, lease: str, now_us: int) -> Words:
-        return (self.limit, *midnights(self.zone, now_us))
+    def word(self, cost: int, lease: str, now_us: int) -> str:
+        days = ":".join(map(str, midnights(self.zone, now_us)))
+        return f"d:{cost}:{self.limit}:{days}"
 
     def judge(self, state: tuple[int, int] | None, cost: int, now_us: int) -> tuple[Verdict, Any]:
         _, today, tomorrow, _ = midnights(self.zone, now_us)

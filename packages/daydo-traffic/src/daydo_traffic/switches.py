@@ -132,7 +132,9 @@ class Switches(Part):
     async def change(self, name: str, switch: Switch, *, by: str = "", reason: str = "") -> None:
         """Set it in all processes: in this one at once, elsewhere within ``refresh_s``.
 
-        Redis away: raises its error, and nothing has changed. ``by`` is the subject of the event.
+        Redis away: raises its error, and nothing has changed; except that after :class:`daydo_redis.RedisTimeout` it
+        may have happened, and then holds everywhere within ``refresh_s``, without an event. Say it again: twice does
+        no more than once. ``by`` is the subject of the event.
 
         Raises:
             SwitchUnknown: the configuration does not name it.

@@ -55,8 +55,8 @@ class FaultyRedis(Redis):
     async def call(self, *command: Argument) -> Any:
         return await self._through(partial(super().call, *command))
 
-    async def get(self, key: str | bytes) -> bytes | None:
-        value: bytes | None = await self._through(partial(super().get, key))
+    async def get(self, key: str | bytes, *, merge: bool = True) -> bytes | None:
+        value: bytes | None = await self._through(partial(super().get, key, merge=merge))
         return value
 
     async def delete(self, *keys: str | bytes) -> int:
