@@ -7,9 +7,11 @@ the rules allow, by four processes that attack them.
 
 ``goodput_at_5x``: the reference service, a process of its own on SQLite and an embedded Redis with limits out of the
 way, is offered five times the photo uploads that it can take, open loop: requests come when they are due, whatever has
-become of those before. Good is what is answered well within a second of that. The ratio is its goodput ÷ the best it
-reached at loads that it can bear; ``p99_ms_at_5x`` is of what was let in. Client and service share this machine's
-processors, so that the client's work counts against the service.
+become of those before. Good is what is answered well within a second of that. The ratio is its goodput ÷ what it
+reached at nine tenths of what it can take, the median of rounds that measure all three one after the other: a machine
+that is quicker in one minute than in the next would otherwise be compared with itself. ``p99_ms_at_5x`` is of what was
+let in. Client and service share this machine's processors, so that the client's work counts against the service.
+``goodput_vs_best_round`` is stricter: the mean of all rounds at five times ÷ the best round at nine tenths.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from operator import truediv
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Any
 
 import limits as limits_rival
@@ -46,11 +49,16 @@ START_S = 10.0
 A_LOT = 100_000_000
 RULES = LimitsConfig(rules={"ip": Bursty(limit=A_LOT, period_s=60)})
 
+# A window remembers each request, so has a limit of its own that a quick machine would meet.
+UNLIMITED = {
+    "DAYDO_TRAFFIC__LIMIT_FACTOR": "10000",
+    "DAYDO_TRAFFIC__LIMITS__RULES": '{"uploads": {"kind": "bursty", "limit": 600, "period_s": 60}}',
+}
 PATIENCE_S = 1.0
 CALIBRATE_S = 1.5
 CALIBRATE_TASKS = 16
 LOAD_S = 3.0
-LOAD_ROUNDS = 2
+LOAD_ROUNDS = 5
 PHOTO_SIZE = (160, 120)
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)")
 
@@ -242,27 +250,30 @@ class _Visitors:
 async def _overloaded(report: Report) -> None:
     folder = Path(tempfile.mkdtemp(prefix="daydo-bench-"))
     try:
-        service = ServiceProcess(folder, {"DAYDO_TRAFFIC__LIMIT_FACTOR": "10000"})
+        service = ServiceProcess(folder, UNLIMITED)
         url = (await asyncio.to_thread(service.__enter__)).url
         try:
             visitors = _Visitors(int(url.rpartition(":")[2]), await asyncio.to_thread(_upload, url))
             await visitors.capacity()  # warms up
-            capacity = await visitors.capacity()
+            capacity: list[float] = []
             bearable: list[float] = []
             overload: list[list[float]] = []
             for _ in range(LOAD_ROUNDS):
-                bearable.append(_good(await visitors.offer(0.9 * capacity)))
-                overload.append(await visitors.offer(5.0 * capacity))
+                capacity.append(await visitors.capacity())
+                bearable.append(_good(await visitors.offer(0.9 * capacity[-1])))
+                overload.append(await visitors.offer(5.0 * capacity[-1]))
         finally:
             await asyncio.to_thread(service.__exit__)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    best = max(bearable)
-    good = sum(map(_good, overload)) / LOAD_ROUNDS
+    good = [_good(late_s) for late_s in overload]
     late_s = [late for round_ in overload for late in round_]
-    report.ratios["goodput_at_5x"] = round(good / best, 3)
+    report.ratios["goodput_at_5x"] = round(median(map(truediv, good, bearable)), 3)
+    report.figures["goodput_vs_best_round"] = round(mean(good) / max(bearable), 3)
     report.figures["p99_ms_at_5x"] = round(quantiles(late_s, n=100)[98] * 1e3, 1)
-    console.print(f"good uploads a second: {best:.0f} at best, {good:.0f} at 5 × {capacity:.0f}")
+    rounds = zip(good, bearable, capacity, strict=True)
+    shown = [f"{at:.0f} of {best:.0f} (5 × {most:.0f})" for at, best, most in rounds]
+    console.print(f"good uploads a second, at 5 × of those at 0.9 ×: {', '.join(shown)}")
 
 
 def _good(late_s: list[float]) -> float:

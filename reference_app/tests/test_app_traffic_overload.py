@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import uvicorn
 from hypothesis import given
@@ -17,9 +19,10 @@ from daydo_kernel.testing import RecordedEvents
 from daydo_redis import Redis
 from daydo_redis.testing import eventually
 from daydo_traffic import BreakerConfig, CircuitOpen, FeatureOff, Overloaded, Priority, Shedder, ShedderConfig
-from reference_app.front_door import claimed, front_door, refusal
+from reference_app.front_door import claimed, front_door, ordinary, refusal
 from reference_app.images.errors import ImageTooLarge, WorkerCrashed, WorkersBusy
 from reference_app.server import DrainingServer, bind
+from reference_app.settings import load_settings
 from reference_app.traffic import Traffic, TrafficConfig
 
 GET = b"GET /api/v1/features HTTP/1.1\r\nHost: x\r\n"
@@ -49,20 +52,37 @@ GET = b"GET /api/v1/features HTTP/1.1\r\nHost: x\r\n"
 )
 def test_only_one_whole_request_is_told_at_a_glance(data: bytes, priority: Priority | None) -> None:
     """Health and metrics are never refused; whatever is unusual goes the usual way."""
-    assert claimed(data) == priority
+    head = ordinary(data)
+    assert (claimed(head) if head else None) == priority
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_may_come(data: bytes) -> None:
-    """The glance never fails, and what it refuses is answered in the house's shape."""
-    claimed(data)
-    head, _, body = refusal(Overloaded(retry_after_s=1), data).partition(b"\r\n\r\n")
+    """The glance never fails, and what it takes for a request has a head and nothing behind its body."""
+    head = ordinary(data + b"\r\n\r\n")
+    assert not head or b" http/1.1\r\n" in head
+
+
+def test_a_refusal_is_in_the_houses_shape() -> None:
+    """Status, envelope, and every header that other answers have."""
+    head, _, body = refusal("en", 1, 7).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"\r\nretry-after: 1" in head
     assert f"content-length: {len(body)}".encode() in head
     for name, value in [*security_headers(ShieldConfig()), (b"cache-control", b"no-store")]:
         assert b"\r\n%b: %b" % (name, value) in head
-    assert json.loads(body)["error"] == "traffic.overloaded"
+    said = json.loads(body)
+    assert (said["error"], said["message"]) == ("traffic.overloaded", Overloaded.en)
+    assert b"\r\nx-request-id: " + said["request_id"].encode() in head
+
+
+def test_all_refusals_of_a_second_are_one_text(caplog: pytest.LogCaptureFixture) -> None:
+    """Made once for each language, with an id that the log has; the next second has another one."""
+    first = refusal("zh-CN", 1, 1_000)
+    assert refusal("zh-CN", 1, 1_000) is first
+    (line,) = caplog.messages
+    assert json.loads(first.partition(b"\r\n\r\n")[2])["request_id"] in line
+    assert len({first, refusal("en", 1, 1_000), refusal("zh-CN", 1, 1_001)}) == len(caplog.messages) == 3
 
 
 class Door(NamedTuple):
@@ -123,6 +143,15 @@ async def test_the_door_closes_and_opens(door: Door) -> None:
     assert (await shedder.health()).detail["in_flight"] == 0
 
 
+async def test_a_refusal_speaks_the_language_that_was_asked_for(door: Door) -> None:
+    """Chinese where nothing was, as everywhere."""
+    with door.shedder.admit(Priority.CRITICAL), door.shedder.admit(Priority.CRITICAL):
+        english = GET + b"Accept-Language: en-GB;q=0.8, fr\r\n\r\n"
+        await answers(door.port, GET + b"\r\n")
+        found = await answers(door.port, GET + b"\r\n", english, GET + b"\r\n")
+    assert [json.loads(body)["message"] for _, body in found] == [Overloaded.zh, Overloaded.en, Overloaded.zh]
+
+
 async def test_who_was_refused_keeps_the_connection(door: Door) -> None:
     """A head that was refused has come in time; only one that asks for it is hung up on, whatever its body says."""
     head = b"POST /api/v1/a HTTP/1.1\r\nHost: x\r\nContent-Length: 19\r\n"
@@ -169,3 +198,11 @@ async def test_features_go_off_while_their_provider_fails() -> None:
             assert traffic.switches.mode("feature.expand") == "on"
             with pytest.raises(FeatureOff):
                 traffic.switches.require("feature.erase")
+
+
+def test_one_setting_of_the_doors_leaves_the_others(tmp_path: Path) -> None:
+    """They stay as this service has them, not as the library would."""
+    environment = {"DAYDO_DATA_DIR": str(tmp_path), "DAYDO_TRAFFIC__SHEDDER__IN_FLIGHT_MAX": "50"}
+    doors = TrafficConfig().shedder
+    assert load_settings(environment).traffic.shedder == msgspec.structs.replace(doors, in_flight_max=50)
+    assert doors.patience_s < ShedderConfig().patience_s

@@ -273,15 +273,38 @@ async def test_a_full_queue_refuses_and_says_when_to_return(job: Job) -> None:
 
 
 async def test_a_worker_is_renewed_after_its_share(job: Job) -> None:
-    """Renewal is planned: no job fails and nothing counts as replaced."""
+    """Renewal is planned: no job fails, nothing counts as replaced, and there are no more workers than before."""
     async with ImageWorkers(ImageWorkersConfig(workers=1, jobs_per_worker_max=1)) as workers:
         seen = set()
         for _ in range(3):
+            seen |= (before := pids(workers))
             await workers.run("inspect", job)
-            await until(lambda: workers._alive() == 1)
-            seen.add(only(workers))
-        assert len(seen) == 3
+            await until(lambda before=before: len(pids(workers)) == 1 and not pids(workers) & before)
+        assert len(seen | pids(workers)) == 4
         assert count(workers, "daydo_app_images_workers_replaced_total") == 0
+
+
+async def test_an_old_worker_works_until_its_successor_is_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A successor that does not come takes nothing away; an old worker that crashes has one successor, not two."""
+    async with ImageWorkers(ImageWorkersConfig(workers=1, jobs_per_worker_max=1)) as workers:
+        old, comes, hire = only(workers), asyncio.Event(), workers._hire
+
+        async def hire_later() -> None:
+            await comes.wait()
+            await hire()
+
+        monkeypatch.setattr(workers, "_hire", hire_later)
+        for _ in range(3):
+            await workers.run("inspect", job)
+            assert only(workers) == old
+        os.kill(old, signal.SIGKILL)
+        await until(lambda: workers._alive() == 0)
+        waiting = asyncio.create_task(workers.run("inspect", job))
+        await until(lambda: not pids(workers))
+        comes.set()
+        await waiting
+        assert len(pids(workers)) <= 2  # the successor, and perhaps its own
+        assert old not in pids(workers)
 
 
 async def test_leaving_waits_for_jobs_under_way(job: Job) -> None:

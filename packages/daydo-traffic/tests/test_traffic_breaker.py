@@ -87,6 +87,29 @@ async def test_few_probes_at_once(clock: ManualClock) -> None:
     assert breaker.state is State.CLOSED
 
 
+async def test_judge_that_raises_keeps_no_room(clock: ManualClock) -> None:
+    """An ``is_failure`` that raises itself about a probe: the call counts as nothing, and another probe may go out."""
+
+    def judge(error: Exception) -> bool:
+        return {"busy": True}[str(error)]
+
+    async def fail_with(error: str) -> None:
+        raise ConnectionError(error)
+
+    breaker = Breaker("vendor", CONFIG, clock=clock, is_failure=judge)
+    for _ in range(4):
+        with pytest.raises(ConnectionError):
+            await breaker.call(fail_with, "busy")
+    clock.advance(5)
+    for _ in range(5):
+        with pytest.raises(KeyError):
+            await breaker.call(fail_with, "unheard of")
+    assert breaker.state is State.HALF_OPEN
+    for _ in range(2):
+        await breaker.call(well)
+    assert breaker.state is State.CLOSED
+
+
 async def test_old_calls_change_nothing(clock: ManualClock) -> None:
     """A call that began before the breaker opened neither closes it nor opens it again."""
     breaker = Breaker("vendor", CONFIG, clock=clock)

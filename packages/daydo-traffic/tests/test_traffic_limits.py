@@ -10,7 +10,7 @@ import pytest
 
 from daydo_kernel import NotStarted, new_id
 from daydo_kernel.testing import ManualClock, RecordedEvents
-from daydo_redis import Redis, RedisConfig, RedisError, embedded
+from daydo_redis import Redis, RedisConfig, RedisError, RedisTimeout, embedded
 from daydo_redis.testing import eventually
 from daydo_traffic import (
     Bursty,
@@ -363,6 +363,26 @@ async def test_redis_freezes_and_comes_back(server: embedded.PrivateRedis) -> No
         decisions = [await limits.decide(Check("w", "k")) for _ in range(2)]
         assert [(decision.admitted, decision.shared) for decision in decisions] == [(True, True), (False, True)]
     assert events.names[:2] == ["traffic.limits_local", "traffic.limits_shared"]
+
+
+async def test_change_that_timed_out_may_have_happened(server: embedded.PrivateRedis) -> None:
+    """No answer within the time: an error, the old rule here, no event; what Redis has carried out then holds."""
+    events = RecordedEvents()
+    strict = Window(limit=1, period_s=60)
+    config = LimitsConfig(rules=RULES, refresh_s=0.02)
+    async with (
+        Redis(server.url, RedisConfig(command_timeout_s=0.1, breaker_open_s=0.05)) as redis,
+        Limits(redis, config, events=events) as limits,
+    ):
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(RedisTimeout):
+                await limits.change("login", strict)
+            assert limits.rules["login"] == RULES["login"]
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await eventually(lambda: limits.rules["login"] == strict)
+    assert "traffic.rule_changed" not in events.names
 
 
 async def test_redis_is_flushed(redis: Redis) -> None:

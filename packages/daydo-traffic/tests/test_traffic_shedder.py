@@ -66,6 +66,15 @@ def test_requests_under_way_are_pressure_too() -> None:
     assert share(shedder, Priority.LOW) == 1
 
 
+def test_who_tries_is_told() -> None:
+    """Without an error, but counted as ever; who was refused has nothing to leave."""
+    shedder = pressed(7.5)
+    told = [shedder.try_enter(Priority.HIGH) for _ in range(100)]
+    assert shedder._in_flight == sum(told) == 50
+    assert [cell[Priority.HIGH].value for cell in (shedder._admitted, shedder._shed)] == [50, 50]
+    assert all(shedder.try_enter(Priority.CRITICAL) for _ in range(100))
+
+
 def test_a_flood_does_not_fill_the_house() -> None:
     """At in_flight_max a share of those that leave is let in, not of those that come: a tenth of a flood is a flood."""
     shedder = pressed(900)

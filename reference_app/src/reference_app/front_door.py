@@ -2,19 +2,23 @@
 
 In Python a quarter of what a small request costs is spent before any handler knows of it: parsing, context, routing. A
 service that is offered five times its load would spend all its time on saying no. So while the shedder feels pressure,
-a request that has come as one whole packet is looked at as bytes, and refused as bytes. What this cannot tell at a
-glance (a part of a request, an upgrade, several at once) goes the usual way, and is shed by the plugin. Health and
-metrics are never refused.
+a request that has come as one whole packet is looked at as bytes, and refused by bytes that are made once a second.
+What this cannot tell at a glance (a part of a request, an upgrade, several at once) goes the usual way, and is shed by
+the plugin. Health and metrics are never refused.
 
 Whether somebody is logged in, the bytes only claim; the plugin looks at the token, and asks the shedder again where the
 claim was false. Refusals here are in ``daydo_traffic_shedder_requests_total{outcome="shed"}`` alone, not among the HTTP
-metrics, where answers that take no time would make the service look the quicker the more it refuses. They have the
-security headers, but none of CORS: a page of another site sees a failed request in place of a 503.
+metrics, where answers that take no time would make the service look the quicker the more it refuses. Those of one
+second share a request id, and one line in the log that has it. They have the security headers, but none of CORS: a page
+of another site sees a failed request in place of a 503.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+import time
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -28,11 +32,13 @@ from daydo_traffic.asgi import VISIT
 
 from .http_protocol import HouseProtocol
 
+log = logging.getLogger("daydo")
+
 _ALWAYS = (b"GET /health", b"GET /metrics", b"HEAD ")  # an answer to HEAD has no body: not worth a second way
-_UNUSUAL = (b"\r\nupgrade:", b"\r\ntransfer-encoding:", b"\r\nexpect:")
-_SIGNS_OF_A_USER = (b"\r\nauthorization:", ACCESS_COOKIE.lower().encode() + b"=")
+_UNUSUAL = re.compile(rb"\r\n(?:upgrade|transfer-encoding|expect):")
+_SIGN_OF_A_USER = re.compile(rb"\r\nauthorization:|%b=" % re.escape(ACCESS_COOKIE.lower().encode()))
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*(?=\r\n|$)")
-_LANGUAGE = re.compile(rb"\r\naccept-language:[ \t]*([^\r\n]*)")
+_LANGUAGE = re.compile(rb"\r\naccept-language:[ \t]*([^\r\n]{0,99})")
 _SAID_ALWAYS = [
     *(f"{name.decode()}: {value.decode()}" for name, value in security_headers(ShieldConfig())),
     "cache-control: no-store",
@@ -49,12 +55,12 @@ class _FrontDoor(HouseProtocol):
     _visit: Visit | None = None
 
     def data_received(self, data: bytes) -> None:
-        if self.shedder.pressure > 0.0 and self._is_between_requests() and (priority := claimed(data)) is not None:
-            try:
-                self._visit = self.shedder.admit(priority)
-            except Overloaded as error:
-                self._refuse(error, data)
+        if self.shedder.pressure > 0.0 and self._is_between_requests() and (head := ordinary(data)):
+            priority = claimed(head)
+            if not self.shedder.try_enter(priority):
+                self._refuse(head)
                 return
+            self._visit = Visit(self.shedder, priority)
             self.app_state = {**self.app_state, VISIT: self._visit}
         super().data_received(data)
 
@@ -76,11 +82,13 @@ class _FrontDoor(HouseProtocol):
         conn = self.conn
         return conn.our_state is conn.their_state is h11.IDLE and not conn.trailing_data[0]
 
-    def _refuse(self, error: Overloaded, data: bytes) -> None:
+    def _refuse(self, head: bytes) -> None:
         self._unset_keepalive_if_required()
         self._head_is_here()  # whole, though nobody has parsed it
-        self.transport.write(refusal(error, data))
-        if b"\r\nconnection: close" in head_of(data):
+        language = _LANGUAGE.search(head)
+        locale = _locale(language[1]) if language is not None else ""
+        self.transport.write(refusal(locale, self.shedder.config.retry_after_s, int(time.time())))
+        if b"\r\nconnection: close" in head:
             self.transport.close()
         else:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -88,30 +96,36 @@ class _FrontDoor(HouseProtocol):
             )
 
 
-def claimed(data: bytes) -> Priority | None:
-    """What one whole request claims to be; None where these bytes are no such thing, or are never refused."""
-    _, end, body = data.partition(b"\r\n\r\n")
-    if not end or data.startswith(_ALWAYS):
-        return None
-    head = head_of(data)
-    if b" http/1.1\r\n" not in head or any(header in head for header in _UNUSUAL):
-        return None
+def ordinary(data: bytes) -> bytes:
+    """The head, in lower case, of what is one whole request; b"" where it is no such thing, or is never refused."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0 or data.startswith(_ALWAYS):
+        return b""
+    head = data[:end].lower()
+    if b" http/1.1\r\n" not in head or _UNUSUAL.search(head):
+        return b""
     lengths = _LENGTH.findall(head)
-    if len(lengths) > 1 or len(body) != (int(lengths[0]) if lengths else 0):
-        return None
-    return Priority.HIGH if any(sign in head for sign in _SIGNS_OF_A_USER) else Priority.NORMAL
+    if len(lengths) > 1 or len(data) - end - 4 != (int(lengths[0]) if lengths else 0):
+        return b""
+    return head
 
 
-def head_of(data: bytes) -> bytes:
-    """What stands before the body, in lower case."""
-    return data.partition(b"\r\n\r\n")[0].lower()
+def claimed(head: bytes) -> Priority:
+    """What a request claims to be."""
+    return Priority.HIGH if _SIGN_OF_A_USER.search(head) else Priority.NORMAL
 
 
-def refusal(error: Overloaded, data: bytes) -> bytes:
-    """The whole answer, in the language that ``data`` asks for."""
-    language = _LANGUAGE.search(head_of(data))
+@lru_cache(maxsize=64)
+def _locale(language: bytes) -> str:
+    return negotiate_locale(language.decode("latin-1"))
+
+
+@lru_cache(maxsize=4)
+def refusal(locale: str, retry_after_s: float, second: int) -> bytes:
+    """The whole answer to all who are refused within this ``second``; the log has its request id."""
     request_id = new_id("req")
-    rendered = render(error, negotiate_locale(language[1].decode("latin-1") if language else ""), request_id)
+    log.warning("overloaded: requests are refused, in this second with the id %s", request_id)
+    rendered = render(Overloaded(retry_after_s=retry_after_s), locale, request_id)
     headers: dict[str, Any] = {
         **rendered.headers,
         "content-length": len(rendered.body),

@@ -109,6 +109,20 @@ class FeaturesConfig(SwitchesConfig, frozen=True, kw_only=True):
         _refuse_unknown("switch", self.switches, SWITCHES)
 
 
+class DoorsConfig(ShedderConfig, frozen=True, kw_only=True):
+    """When the service refuses: see daydo-traffic.
+
+    What lasts is held to what is answered within a part of a second; a crowd that comes once is simply answered. More
+    under way than keeps a processor busy would make everybody wait and nobody quicker.
+    """
+
+    lag_max_s: Annotated[float, Meta(gt=0, le=60)] = 0.1
+    in_flight_begin: Annotated[int, Meta(ge=0, le=1_000_000)] = 16
+    in_flight_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 48
+    patience_s: Annotated[float, Meta(ge=0, le=60)] = 0.25
+    burst_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
+
+
 class TrafficConfig(Config, frozen=True, kw_only=True):
     """How the service bends.
 
@@ -118,10 +132,7 @@ class TrafficConfig(Config, frozen=True, kw_only=True):
 
     limit_factor: Annotated[float, Meta(ge=0.01, le=10_000)] = 1.0
     limits: RulesConfig = RulesConfig()
-    # What lasts is held to what is answered within a second or two; a crowd that comes once is simply answered.
-    shedder: ShedderConfig = ShedderConfig(
-        lag_begin_s=0.02, lag_max_s=0.1, in_flight_begin=24, in_flight_max=64, burst_max=256, patience_s=0.25
-    )
+    shedder: DoorsConfig = DoorsConfig()
     features: FeaturesConfig = FeaturesConfig()
     provider: BreakerConfig = BreakerConfig()
 

@@ -184,13 +184,19 @@ class Shedder(Part):
         Raises:
             Overloaded: and then there is nothing to leave.
         """
+        if not self.try_enter(priority):
+            raise Overloaded(retry_after_s=self.config.retry_after_s)
+
+    def try_enter(self, priority: Priority = Priority.NORMAL) -> bool:
+        """As :meth:`enter`, but tells whether it is let in: for a server, to whom an error a refusal is too much."""
         self._require_started()
         pressure = self.pressure
         if pressure > 0.0 and priority is not Priority.CRITICAL and not self._lets_in(priority, pressure):
             self._shed[priority].inc()
-            raise Overloaded(retry_after_s=self.config.retry_after_s)
+            return False
         self._in_flight += 1
         self._admitted[priority].inc()
+        return True
 
     def leave(self) -> None:
         """End a request that :meth:`enter` let in."""

@@ -49,7 +49,7 @@ class ImageWorkersConfig(Config, frozen=True, kw_only=True):
 
     workers: Annotated[int, Meta(ge=1, le=64, description="processes that work on pictures", examples=[4])] = 2
     timeout_s: Annotated[float, Meta(gt=0, le=600, description="how long one job may run", examples=[30.0])] = 30.0
-    queue_max: Annotated[int, Meta(ge=0, le=10_000, description="jobs that may wait", examples=[64])] = 64
+    queue_max: Annotated[int, Meta(ge=0, le=10_000, description="jobs that may wait", examples=[64])] = 256
     jobs_per_worker_max: Annotated[
         int, Meta(ge=1, description="a worker is renewed after this many jobs", examples=[500])
     ] = 500
@@ -127,7 +127,7 @@ class ImageWorkers(Part):
     async def health(self) -> Health:
         """Degraded while a worker is being replaced; down without any."""
         alive = self._alive()
-        status: Literal["ok", "degraded", "down"] = "ok" if alive == self._config.workers else "degraded"
+        status: Literal["ok", "degraded", "down"] = "ok" if alive >= self._config.workers else "degraded"
         detail: dict[str, str | int | float] = {"alive": alive, "busy": self._busy, "waiting": self._waiting}
         return Health(status=status if alive and self._running else "down", detail=detail)
 
@@ -173,8 +173,9 @@ class ImageWorkers(Part):
                     raise Draining
                 if worker.alive:
                     self._busy += 1
+                    worker.at_work = True
                     return worker
-                self._replace(worker)
+                self._replace(worker, planned=worker.is_renewed)
         finally:
             self._waiting -= 1
             self._note_quiet()
@@ -183,10 +184,14 @@ class ImageWorkers(Part):
         self._busy -= 1
         self._note_quiet()
         worker.jobs += 1
-        if whole and worker.alive and worker.jobs < self._config.jobs_per_worker_max:
-            self._idle.put_nowait(worker)
-        else:
+        worker.at_work = False
+        if not whole or not worker.alive or worker.is_retired:
             self._replace(worker, planned=whole)
+            return
+        if worker.jobs >= self._config.jobs_per_worker_max and not worker.is_renewed:
+            worker.is_renewed = True
+            self._spawn(self._renew(worker), "renew")
+        self._idle.put_nowait(worker)
 
     def _replace(self, worker: _Worker, *, planned: bool = False) -> None:
         worker.kill()
@@ -198,6 +203,17 @@ class ImageWorkers(Part):
     async def _succeed(self, worker: _Worker) -> None:
         await worker.end()
         self._workers.discard(worker)
+        if not worker.is_renewed:
+            await self._hire_at_last()
+
+    async def _renew(self, worker: _Worker) -> None:
+        """The successor comes first: on busy processors that takes seconds, and workers grow old together."""
+        await self._hire_at_last()
+        worker.is_retired = True
+        if not worker.at_work:
+            self._replace(worker, planned=True)
+
+    async def _hire_at_last(self) -> None:
         pause_s = 0.5
         while True:
             try:
@@ -256,6 +272,9 @@ class _Worker:
         self._unfinished = ""
         self._killed = False
         self.jobs = 0
+        self.at_work = False
+        self.is_renewed = False  # a successor is on its way
+        self.is_retired = False  # and there
 
     @classmethod
     async def start(cls, config: ImageWorkersConfig) -> _Worker:
