@@ -181,6 +181,7 @@ def test_memory_keeps_within_its_bound() -> None:
 
 
 def test_a_sheet_has_open_holds_and_grants_that_are_not_closed() -> None:
+    """What is settled or used up is of no more use to the next operation."""
     account = AccountRow(1, "acme", "u_7", "credits")
     sheet, grant, hold = Sheet(account), _grant(1, "g_1"), _hold(1, "task")
     Memory(most=9).learn({1: sheet}, _plan(account, [grant], [hold]))
