@@ -100,6 +100,20 @@ async def test_lone_read_waits_for_nobody(server: PrivateRedis) -> None:
         assert await task == ANN
 
 
+async def test_crowd_of_readers_gathers_once(server: PrivateRedis) -> None:
+    """What came together in one turn of the loop is on its way in the next, and waits for no second crowd."""
+    async with Redis(server.url, CALM) as redis, Cache(redis) as cache:
+        users, load = users_of(cache, policy=Policy(local_entries=0)), Loader(**{f"u_{n}": "Ann" for n in range(8)})
+        for _ in range(2):  # of the second time it is known that they come in crowds
+            await asyncio.gather(*(users.get_or_load(f"u_{number}", load) for number in range(8)))
+        free = redis._calls.slots._value
+        tasks = [asyncio.create_task(users.get_or_load(f"u_{number}", load)) for number in range(8)]
+        for _ in range(2):
+            await asyncio.sleep(0)
+        assert redis._calls.slots._value < free
+        assert len(await asyncio.gather(*tasks)) == 8
+
+
 async def test_process_that_dies_gives_way(near: FaultyRedis, far: FaultyRedis, clock: ManualClock) -> None:
     """When the lease of a loader that died has run out, who waits loads in its place."""
     config = CacheConfig(lease_s=30)

@@ -107,7 +107,7 @@ class Reader:
     async def _mget(self, keys: list[str]) -> list[bytes | None]:
         if not self._several:
             try:
-                answer: list[bytes | None] = await self._redis.call("MGET", *keys)
+                answer: list[bytes | None] = await self._redis.call("MGET", *keys, merge=False)
             except RedisCommandFailed:
                 self._several = True
             else:

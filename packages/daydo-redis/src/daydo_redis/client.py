@@ -79,8 +79,11 @@ class Redis(Part):
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    async def call(self, *command: Argument) -> Any:
+    async def call(self, *command: Argument, merge: bool = True) -> Any:
         """Any command, one argument each: ``await redis.call("HSET", "h", "field", 1)``.
+
+        ``merge`` False: it leaves at once, in no order with what else is asked in this turn; for who has reason to
+        believe that there is no company to wait for.
 
         The answer comes as Redis sends it: int, bytes, None or a list of these (around a client of yours that
         speaks RESP3 also dict, float, bool).
@@ -92,13 +95,12 @@ class Redis(Part):
             RedisCommandFailed: Redis answered with an error.
             ValueError: the command blocks, or would change the pooled connection that it happens to get.
         """
-        return await self._send(Call(*shareable(command)))
+        return await self._send(Call(*shareable(command)), merge)
 
     async def get(self, key: str | bytes, *, merge: bool = True) -> bytes | None:
         """The value of ``key``, or None. Redis gone: raises; a cache treats that as a miss.
 
-        ``merge`` False: it leaves at once, in no order with what else is asked in this turn; for who has reason to
-        believe that there is no company to wait for.
+        ``merge``: as :meth:`call`.
         """
         value: bytes | None = await self._send(Call("GET", key, key=key, repeatable=True), merge)
         return value

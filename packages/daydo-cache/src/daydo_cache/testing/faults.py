@@ -52,8 +52,8 @@ class FaultyRedis(Redis):
 
     # -- what is behind the faults -------------------------------------------------------------------------------
 
-    async def call(self, *command: Argument) -> Any:
-        return await self._through(partial(super().call, *command))
+    async def call(self, *command: Argument, merge: bool = True) -> Any:
+        return await self._through(partial(super().call, *command, merge=merge))
 
     async def get(self, key: str | bytes, *, merge: bool = True) -> bytes | None:
         value: bytes | None = await self._through(partial(super().get, key, merge=merge))
