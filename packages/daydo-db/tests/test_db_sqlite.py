@@ -147,7 +147,7 @@ async def test_a_query_cannot_write(db: Database) -> None:
 
 
 async def test_a_commit_survives_a_power_cut(db: Database) -> None:
-    """WAL with synchronous=FULL and foreign keys, on every connection; and a log that is not copied back all the time."""
+    """WAL with synchronous=FULL and foreign keys, on every connection; and a log that is rarely copied back."""
     async with db.transaction() as tx:
         names = ("journal_mode", "synchronous", "foreign_keys", "wal_autocheckpoint")
         settings = [(await tx.execute(f"PRAGMA {name}")).rows[0][0] for name in names]
