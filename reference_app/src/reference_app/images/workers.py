@@ -188,7 +188,8 @@ class ImageWorkers(Part):
         if not whole or not worker.alive or worker.is_retired:
             self._replace(worker, planned=whole)
             return
-        if worker.jobs >= self._config.jobs_per_worker_max and not worker.is_renewed:
+        is_old = worker.jobs >= self._config.jobs_per_worker_max
+        if is_old and not worker.is_renewed and not self._leaving:
             worker.is_renewed = True
             self._spawn(self._renew(worker), "renew")
         self._idle.put_nowait(worker)
