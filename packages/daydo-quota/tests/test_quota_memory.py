@@ -7,7 +7,17 @@ import pytest
 
 from daydo_db import Database
 from daydo_kernel.testing import ManualClock
-from daydo_quota import Account, Balance, HoldExpired, InsufficientQuota, KeyConflict, Ledger, LedgerConfig
+from daydo_quota import (
+    Account,
+    Balance,
+    BooksDisagree,
+    HoldExpired,
+    HoldUnknown,
+    InsufficientQuota,
+    KeyConflict,
+    Ledger,
+    LedgerConfig,
+)
 from daydo_quota.memory import Memory, Sheet
 from daydo_quota.rows import AccountRow, GrantRow, HoldRow, Plan
 from daydo_quota.testing import check_books
@@ -127,6 +137,17 @@ async def test_a_database_that_was_set_back_is_noticed(ledger: Ledger, other: Le
     await other.reserve(ANN, 1, key="found")
     assert (await ledger.reserve(ANN, 8, key="rest")).created
     await check_books(db)
+
+
+async def test_what_the_tables_contradict_is_forgotten(ledger: Ledger, db: Database) -> None:
+    """Somebody deleted a row by hand: the call that would have changed it is refused, the next one looks."""
+    await ledger.grant(ANN, 5, key="order")
+    await ledger.reserve(ANN, 1, key="task")
+    await db.execute("DELETE FROM daydo_quota_hold")
+    with pytest.raises(BooksDisagree):
+        await ledger.confirm(ANN, key="task")
+    with pytest.raises(HoldUnknown):
+        await ledger.confirm(ANN, key="task")
 
 
 async def test_a_key_of_another_account_is_still_a_conflict(ledger: Ledger) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from daydo_db import Tx
 from daydo_kernel import Clock
 
+from .errors import BooksDisagree
 from .memory import Memory, Sheet, sheets_of
 from .ops import Op, accounts_of, settled_key
-from .rows import AccountKey, AccountRow, HoldRow, owner_of
+from .rows import AccountKey, AccountRow, HoldRow, Plan, owner_of
 from .store import ALL_DUE, BY_ID, Asked, Found, Lookups, Reading, Store, marks, opening, rows_of
 
 Accounts = dict[AccountKey, AccountRow]
@@ -50,6 +51,15 @@ class FreeStore(Store):
         state, now_us = await self._complete(ready, accounts, found, ALL_DUE)
         sheets = {sheet.account.id: sheet for sheet in true.values()}
         return Reading(state, now_us, held, missing, sheets | sheets_of(state, found.complete - sheets.keys()))
+
+    async def write(self, plan: Plan) -> None:
+        """As :meth:`Store.write`. Where rows are not as they are remembered, they are read the next time."""
+        try:
+            await super().write(plan)
+        except BooksDisagree:
+            for account in plan.accounts:
+                self._memory.forget(owner_of(account))
+            raise
 
     async def _lock(
         self, ops: Sequence[Op], known: Sheets, new: Sequence[AccountKey]

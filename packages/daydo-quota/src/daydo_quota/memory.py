@@ -80,14 +80,14 @@ class Memory:
                 sheet.account = account
                 self._keep(owner_of(account), sheet)
         while self._size > self._most:
-            self._forget(next(iter(self._sheets)))
+            self.forget(next(iter(self._sheets)))
+
+    def forget(self, owner: AccountKey) -> None:
+        if (known := self._sheets.pop(owner, None)) is not None:
+            self._size -= known.size
 
     def _keep(self, owner: AccountKey, sheet: Sheet) -> None:
-        self._forget(owner)
+        self.forget(owner)
         sheet.size = 1 + len(sheet.grants) + len(sheet.holds)
         self._sheets[owner] = sheet
         self._size += sheet.size
-
-    def _forget(self, owner: AccountKey) -> None:
-        if (known := self._sheets.pop(owner, None)) is not None:
-            self._size -= known.size

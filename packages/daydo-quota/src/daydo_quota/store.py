@@ -4,11 +4,12 @@ The account row's lock is the only mutex: grants, holds and entries of an accoun
 that lock is read plainly, at READ COMMITTED or as SQLite's one writer. (A caller's own transaction is another matter:
 ``enlisted.py``.)
 
-A batch is two packets and a COMMIT: the locks and all that is read under them, then all that is written. What a packet
-names must be known before it leaves, so accounts are named by their ids, which are looked up once and remembered.
+Here a batch waits for its accounts; in one that waits for nobody (``free.py``) most of what is read is remembered
+instead. Both write in one packet: the rows that claim keys, the entries, then of the rows that are there the columns
+that changed.
 
 Whoever waits for several accounts locks them in the order of their owners, so that two wait for each other in turn and
-never in a circle. A batch that waits for nobody (``read_free``) may take them in any order.
+never in a circle. A batch that waits for nobody may take them in any order.
 """
 
 from __future__ import annotations
