@@ -172,7 +172,7 @@ MUTANTS = [
     Mutant(
         "what another process has written since is not noticed",
         "free.py",
-        "if stamps.get(sheet.account.id) == sheet.account.stamp}",
+        "if stamps.get(sheet.account.id) == left[key]}",
         "if sheet.account.id in stamps}",
     ),
     Mutant(
@@ -241,10 +241,24 @@ SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
             "UniqueViolation:\n            decided = plan([op], *await store.read_enlisted(op, sure=False)",
         ),
         Mutant(
+            "a renewal's grant is made before the key that was asked for is claimed",
+            "store.py",
+            "made = (plan.new_holds, plan.new_amendments, plan.new_allowances, plan.new_grants)",
+            "made = (plan.new_grants, plan.new_holds, plan.new_amendments, plan.new_allowances)",
+        ),
+        Mutant(
             "a repeat of what was done since the caller's snapshot is refused",
             "ledger.py",
             "        if isinstance(decided.outcomes[0], QuotaError) and tx.dialect.for_update:\n",
             "        if False:\n",
+        ),
+    ],
+    ("memory",): [
+        Mutant(
+            "what another line learns while an answer is on its way is taken for what was asked about",
+            "free.py",
+            "if stamps.get(sheet.account.id) == left[key]}",
+            "if stamps.get(sheet.account.id) == sheet.account.stamp}",
         ),
     ],
     # An account that is read without its lock is not here: the key of the entries refuses the second writer, the batch

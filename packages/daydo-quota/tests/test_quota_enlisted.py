@@ -71,6 +71,30 @@ async def test_an_old_snapshot_does_not_oversell(own: Ledger, engine: AsyncEngin
     assert await own.balance(account) == Balance(reserved=10)
 
 
+class TickingClock(ManualClock):
+    """Each look is a microsecond later."""
+
+    def now_us(self) -> int:
+        self.advance(1e-6)
+        return super().now_us()
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_repeat_that_renews_an_allowance_is_a_repeat(db: Database, engine: AsyncEngine) -> None:
+    """The snapshot does not show the original. Its key says so, before the new period's units are granted."""
+    account, clock = Account("acme", "u_7", "credits"), TickingClock()
+    async with Ledger(db, clock=clock) as ledger:
+        await ledger.allow(account, 10, key="daily", every="day")
+        async with async_sessionmaker(engine).begin() as session:
+            tx = await enlist(session)
+            await session.execute(text("SELECT COUNT(*) FROM daydo_quota_account"))
+            await ledger.reserve(account, 1, key="task", ttl_s=200_000)
+            clock.advance(86_400)
+            assert not (await ledger.reserve(account, 1, key="task", ttl_s=200_000, tx=tx)).created
+        assert await ledger.balance(account) == Balance(available=10, reserved=1, expired=9)
+    await check_books(db)
+
+
 @pytest.mark.dialect("mysql")
 async def test_an_old_snapshot_sees_what_is_overdue(own: Ledger, engine: AsyncEngine, clock: ManualClock) -> None:
     """Holds made after a caller's snapshot time out for it too, and none of those still open is forgotten."""

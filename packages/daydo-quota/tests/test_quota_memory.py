@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from daydo_db import Database
+from daydo_db.transaction import Transaction
 from daydo_kernel.testing import ManualClock
 from daydo_quota import (
     Account,
@@ -30,12 +33,10 @@ class Counting:
     """The statements that a ledger runs, by their first words."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from daydo_db.transaction import Transaction
-
         self.tables: list[str] = []
         execute_all = Transaction.execute_all
 
-        async def counted(tx, statements):  # type: ignore[no-untyped-def]
+        async def counted(tx: Transaction, statements: Any) -> Any:
             self.tables += [sql.split(" FROM ")[1].split()[0] for sql, _ in statements if " FROM daydo" in sql]
             return await execute_all(tx, statements)
 
@@ -139,6 +140,88 @@ async def test_a_database_that_was_set_back_is_noticed(ledger: Ledger, other: Le
     await check_books(db)
 
 
+@pytest.mark.parametrize("what", ["reserve", "grant", "cancel"])
+async def test_an_id_that_is_another_owners_by_now_is_noticed(
+    ledger: Ledger, other: Ledger, db: Database, what: str
+) -> None:
+    """A database that was set back hands the ids of lost accounts out again."""
+    await ledger.grant(ANN, 9, key="lost")
+    ids = (await db.query("SELECT id FROM daydo_quota_account")).rows
+    for table in ("account", "grant", "entry"):
+        await db.execute(f"DELETE FROM daydo_quota_{table}")
+    if db.dialect.name == "mysql":
+        await db.execute("ALTER TABLE daydo_quota_account AUTO_INCREMENT = 1")
+    await other.grant(BEN, 5, key="first")
+    assert (await db.query("SELECT id FROM daydo_quota_account")).rows == ids
+    await other.grant(ANN, 9, key="second")
+    calls = {
+        "reserve": lambda: ledger.reserve(ANN, 9, key="task"),
+        "grant": lambda: ledger.grant(ANN, 1, key="more"),
+        "cancel": lambda: ledger.cancel(ANN, key="nothing"),
+    }
+    assert (await calls[what]()).created
+    await check_books(db)
+
+
+@pytest.mark.dialect("mysql")
+@pytest.mark.parametrize("what", ["confirm", "late", "capture", "refund"])
+async def test_another_line_may_learn_while_an_answer_is_on_its_way(
+    db: Database, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A hold over both accounts is written in the other's line. It finds this one's hold overdue, and remembers so
+    after this line has asked for the stamp and before it has it.
+    """
+    lines = {
+        hash(("acme", f"u_{number}", "credits")) % 2: Account("acme", f"u_{number}", "credits") for number in range(50)
+    }
+    own, others = lines[0], lines[1]
+    async with Ledger(db, msgspec.structs.replace(CONFIG, flushers=2), clock=clock) as ledger:
+        for account in (own, others):
+            await ledger.grant(account, 100, key=account.subject)
+        await ledger.reserve(own, 10, key="task", ttl_s=10)
+        await ledger.capture(own, 3, key="page", hold_key="task")
+        clock.advance(11)
+        committed, told = asyncio.Event(), asyncio.Event()
+        commit, execute_all = Transaction.commit, Transaction.execute_all
+
+        async def commit_and_hear_late(tx: Transaction) -> None:
+            is_first = not committed.is_set()
+            committed.set()
+            await commit(tx)
+            if is_first:
+                await told.wait()
+
+        async def answer_late(tx: Transaction, statements: Any) -> Any:
+            results = await execute_all(tx, statements)
+            if committed.is_set() and not told.is_set():
+                told.set()
+                await over
+            return results
+
+        monkeypatch.setattr(Transaction, "commit", commit_and_hear_late)
+        monkeypatch.setattr(Transaction, "execute_all", answer_late)
+        over = asyncio.create_task(ledger.reserve_all([(others, 1), (own, 1)], key="both"))
+        await committed.wait()
+        await until_committed(db, "both")
+        if what == "confirm":
+            with pytest.raises(HoldExpired):
+                await ledger.confirm(own, key="task")
+        elif what == "late":
+            assert (await ledger.confirm(own, 5, key="task", late="available")).created
+        elif what == "capture":
+            assert not (await ledger.capture(own, 3, key="page", hold_key="task")).created
+        else:
+            assert (await ledger.refund(own, 3, key="back", hold_key="task")).created
+    await check_books(db)
+
+
+async def until_committed(db: Database, key: str) -> None:
+    async with asyncio.timeout(10):
+        made = "SELECT id FROM daydo_quota_hold WHERE op_key = ?"
+        while not (await db.query(made, [key])).rows:  # noqa: ASYNC110 - the server has it before its client knows
+            await asyncio.sleep(0.01)
+
+
 async def test_what_the_tables_contradict_is_forgotten(ledger: Ledger, db: Database) -> None:
     """Somebody deleted a row by hand: the call that would have changed it is refused, the next one looks."""
     await ledger.grant(ANN, 5, key="order")
@@ -182,7 +265,7 @@ def test_memory_keeps_within_its_bound() -> None:
     memory = Memory(most=5)
 
     def write(number: int, grants: int) -> None:
-        account = AccountRow(number, "acme", f"u_{number}", "credits")
+        account = AccountRow(number, "acme", f"u_{number}", "credits", stamp=7)
         plan = _plan(account, [_grant(number, f"g_{number}_{at}") for at in range(grants)])
         memory.learn({number: Sheet(account)}, plan)
 
@@ -196,7 +279,7 @@ def test_memory_keeps_within_its_bound() -> None:
     write(3, 1)
     assert known() == [1, 3]
     write(4, 5)
-    assert known() == []
+    assert known() == [1, 3]
     write(5, 4)
     assert known() == [5]
 

@@ -36,9 +36,9 @@ from .rows import (
     owner_of,
 )
 
-Row = TypeVar("Row", AccountRow, GrantRow, HoldRow, AllowanceRow)
+Row = TypeVar("Row", GrantRow, HoldRow, AllowanceRow)
 
-_TABLES = (AccountRow, GrantRow, HoldRow, AllowanceRow)
+_OWNED = (GrantRow, HoldRow, AllowanceRow)
 _RESOLVING = ("charged", "confirmed", "cancelled", "hold_expired")
 
 
@@ -50,7 +50,7 @@ class Book:
         self.rules = rules
         rows: list[ChangingRow] = [*state.accounts.values(), *state.grants, *state.holds, *state.allowances]
         self._before: dict[int | str, ChangingRow] = {row.id: row for row in rows}
-        self._touched: dict[type[ChangingRow], dict[int | str, Any]] = {table: {} for table in _TABLES}
+        self._touched: dict[type[ChangingRow], dict[int | str, Any]] = {table: {} for table in _OWNED}
         self.accounts = {key: replace(row) for key, row in state.accounts.items()}
         self.grants: dict[str, GrantRow] = {}
         self.grant_of_key: dict[tuple[str, str], GrantRow] = {}
@@ -374,7 +374,6 @@ class Book:
         expired: int = 0,
         debt: int = 0,
     ) -> None:
-        self.touch(account)
         account.seq += 1
         account.pending += pending
         account.available += available

@@ -38,7 +38,7 @@ def catch_up(book: Book, account: AccountRow) -> None:
         for _, what, row_id in together:
             _let_happen(book, account, at_us, what, row_id)
         book.repay(account, at_us)
-    book.touch(account).next_due_at_us = min(
+    account.next_due_at_us = min(
         next_hold_us,
         *(row.effective_at_us for row in grants if row.phase == "pending"),
         *(next_moment(row) for row in grants if row.phase == "live" and row.remaining),
@@ -79,7 +79,7 @@ def renew(book: Book, account: AccountRow) -> None:
             book.touch(row).next_at_us = NEVER_US
         else:
             _grant_period(book, account, row, period)
-    book.touch(account).renews_at_us = min((row.next_at_us for row in mine), default=NEVER_US)
+    account.renews_at_us = min((row.next_at_us for row in mine), default=NEVER_US)
     book.repay(account, book.now_us)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from daydo_db import Tx
 from daydo_kernel import Clock
 
-from .errors import BooksDisagree
 from .memory import Memory, Sheet, sheets_of
 from .ops import Op, accounts_of, settled_key
 from .rows import AccountKey, AccountRow, HoldRow, Plan, owner_of
@@ -33,9 +32,11 @@ class FreeStore(Store):
         """The state ``ops`` are decided on; accounts that others have are left out, and none is opened."""
         keys = {key for op in ops for key in accounts_of(op)}
         known = {key: sheet for key in keys if (sheet := self._memory.get(key)) is not None}
+        # As it is now: while the answer is on its way, another line's batch may have its say on a sheet.
+        left = {key: sheet.account.stamp for key, sheet in known.items()}
         new = sorted(keys - known.keys())
         stamps, accounts, found = await self._lock(ops, known, new)
-        true = {key: sheet for key, sheet in known.items() if stamps.get(sheet.account.id) == sheet.account.stamp}
+        true = {key: sheet for key, sheet in known.items() if stamps.get(sheet.account.id) == left[key]}
         stale = {key: sheet.account.id for key, sheet in known.items() if key not in true}
         held = {key for key, account_id in stale.items() if account_id not in stamps}
         missing = set[AccountKey]()
@@ -44,6 +45,8 @@ class FreeStore(Store):
             held |= existing
             missing = opening(ops).intersection(absent) - existing
         accounts |= await self._read_rest(ops, accounts, {key: stale[key] for key in stale.keys() - held}, found)
+        # In a database that was set back the id may be another owner's by now.
+        held |= stale.keys() - accounts.keys()
         _recall(ops, true, found)
         accounts |= {key: sheet.account for key, sheet in true.items()}
         left_out = held | missing
@@ -53,10 +56,10 @@ class FreeStore(Store):
         return Reading(state, now_us, held, missing, sheets | sheets_of(state, found.complete - sheets.keys()))
 
     async def write(self, plan: Plan) -> None:
-        """As :meth:`Store.write`. Where rows are not as they are remembered, they are read the next time."""
+        """As :meth:`Store.write`. If that fails, perhaps for rows that are not as remembered, they are read again."""
         try:
             await super().write(plan)
-        except BooksDisagree:
+        except Exception:
             for account in plan.accounts:
                 self._memory.forget(owner_of(account))
             raise

@@ -18,12 +18,15 @@ _STAMP_BITS = 53  # So many any reader of JSON keeps.
 
 
 def new_stamp() -> int:
-    """Not of a generator that forks would share."""
-    return secrets.randbits(_STAMP_BITS)
+    """Not of a generator that forks would share; never 0, which is what stands there at first and after a repair."""
+    return secrets.randbits(_STAMP_BITS) or 1
 
 
 class Sheet:
-    """An account, all its grants that are not closed, by id, and by key those of its open holds that were met here."""
+    """An account, all its grants that are not closed, by id, and by key those of its open holds that were met here.
+
+    It is the memory's own, and changes with it; the rows in it never do.
+    """
 
     __slots__ = ("account", "grants", "holds", "size")
 
@@ -59,13 +62,15 @@ def sheets_of(state: State, complete: Collection[int]) -> dict[int, Sheet]:
 
 
 class Memory:
-    """Sheets of at most ``most`` rows; the account that was written longest ago is forgotten first."""
+    """Sheets of at most ``most`` rows; the account that was in no batch for longest is forgotten first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._size = 0
         self._sheets: dict[AccountKey, Sheet] = {}
-        self.get = self._sheets.get
+
+    def get(self, owner: AccountKey) -> Sheet | None:
+        return self._sheets.get(owner)
 
     def learn(self, sheets: Mapping[int, Sheet], written: Plan) -> None:
         """``written`` is committed, and was decided on ``sheets``, by account id."""
@@ -78,7 +83,8 @@ class Memory:
         for account in written.accounts:
             if (sheet := sheets.get(account.id)) is not None:
                 sheet.account = account
-                self._keep(owner_of(account), sheet)
+        for sheet in sheets.values():
+            self._keep(owner_of(sheet.account), sheet)
         while self._size > self._most:
             self.forget(next(iter(self._sheets)))
 
@@ -89,5 +95,6 @@ class Memory:
     def _keep(self, owner: AccountKey, sheet: Sheet) -> None:
         self.forget(owner)
         sheet.size = 1 + len(sheet.grants) + len(sheet.holds)
-        self._sheets[owner] = sheet
-        self._size += sheet.size
+        if sheet.account.stamp and sheet.size <= self._most:
+            self._sheets[owner] = sheet
+            self._size += sheet.size

@@ -187,7 +187,7 @@ class Store:
         Raises:
             UniqueViolation: another transaction claimed a key since it was looked up.
             LockTimeout: another transaction is claiming a key, or has locked its neighbours.
-            BooksDisagree: a row that was read is not there any more.
+            BooksDisagree: a row that was read, or is remembered, is not there any more.
         """
         asked = [*self._claims(plan), *inserts(plan.entries)]
         inserted = len(asked)
@@ -200,7 +200,8 @@ class Store:
             raise BooksDisagree(account_id=rows[0].id if isinstance(rows[0], AccountRow) else rows[0].account_id)
 
     def _claims(self, plan: Plan) -> list[Asked]:
-        made = (plan.new_grants, plan.new_holds, plan.new_amendments, plan.new_allowances)
+        # Grants last: where a renewal comes with what is asked, the key that was asked for is claimed before it.
+        made = (plan.new_holds, plan.new_amendments, plan.new_allowances, plan.new_grants)
         return [insert for rows in made for insert in inserts(rows)]
 
     def _changes(self, plan: Plan) -> list[Asked]:
