@@ -29,6 +29,7 @@ GENEROUS = {
     "DAYDO_TRAFFIC__SHEDDER__LAG_MAX_S": "30",
     "DAYDO_TRAFFIC__SHEDDER__IN_FLIGHT_BEGIN": "500",
     "DAYDO_TRAFFIC__SHEDDER__IN_FLIGHT_MAX": "2000",
+    "DAYDO_TRAFFIC__SHEDDER__BURST_MAX": "2000",
 }
 # Settings of a service in which many tests ask for codes one after the other.
 TOWN = {
