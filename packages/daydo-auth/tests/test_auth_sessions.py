@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from daydo_auth import Auth, RefreshReused, SessionRevoked, SessionsUnavailable, TokenInvalid, Tokens
+from daydo_auth import Auth, RefreshReused, SessionRevoked, SessionsUnavailable, TokenExpired, TokenInvalid, Tokens
+from daydo_auth.rotation import RefreshToken, Session
 from daydo_auth.sql_sessions import device_name
 from daydo_db import ConnectionLost, Database, migrate
 from daydo_kernel.testing import ManualClock, RecordedEvents
@@ -52,6 +53,25 @@ async def rotated(auth: Auth, times: int) -> list[Tokens]:
 
 
 # -- Redis loses or keeps what it should not ---------------------------------------------------------------------------
+
+
+async def test_a_lost_session_whose_time_is_over_is_expired(
+    auth: Auth, memory: Redis, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long this process is held up between the copy that it makes and its next question."""
+    [tokens] = await rotated(auth, 0)
+    clock.advance(auth.config.refresh_ttl_s)
+    await memory.call("FLUSHALL")
+    copy = auth._session_store._copy_row  # type: ignore[attr-defined]
+
+    async def copy_and_be_held_up(token: RefreshToken) -> Session | None:
+        row: Session | None = await copy(token)
+        await asyncio.sleep(0.01)
+        return row
+
+    monkeypatch.setattr(auth._session_store, "_copy_row", copy_and_be_held_up)
+    with pytest.raises(TokenExpired):
+        await auth.refresh(tokens.refresh)
 
 
 async def test_a_flush_logs_nobody_out(auth: Auth, memory: Redis) -> None:

@@ -40,6 +40,8 @@ log = logging.getLogger("daydo.auth")
 
 _OVERLAP_US = round(OVERLAP_S * 1e6)
 _ATTEMPTS = 4
+# Of a copy: who has it made asks again, and must find it there, also of a session whose time is over.
+_LEAST_LIFE_MS = 60_000
 _WRITE_BACK_BATCH = 200
 _RETRY_AFTER_S = 1.0
 
@@ -216,7 +218,7 @@ class RedisSessions:
         is_fresh = session.counter == token.counter == 1
         session = msgspec.structs.replace(session, counter=max(session.counter, token.counter), is_rebuilt=not is_fresh)
         lives_us = min(session.refresh_by_us, session.expires_at_us) - now_us
-        await self._write_copy(session, now_us - _OVERLAP_US, max(1, lives_us // 1000))
+        await self._write_copy(session, now_us - _OVERLAP_US, max(_LEAST_LIFE_MS, lives_us // 1000))
         return session
 
     async def _write_copy(self, session: Session, checked_us: int, lives_ms: int) -> None:
