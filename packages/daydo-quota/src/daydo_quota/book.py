@@ -50,7 +50,7 @@ class Book:
         self.rules = rules
         rows: list[ChangingRow] = [*state.accounts.values(), *state.grants, *state.holds, *state.allowances]
         self._before: dict[int | str, ChangingRow] = {row.id: row for row in rows}
-        self._touched: dict[type[ChangingRow], dict[int | str, Any]] = {table: {} for table in _OWNED}
+        self._touched: dict[type, dict[str, Any]] = {table: {} for table in _OWNED}
         self.accounts = {key: replace(row) for key, row in state.accounts.items()}
         self.grants: dict[str, GrantRow] = {}
         self.grant_of_key: dict[tuple[str, str], GrantRow] = {}

@@ -138,9 +138,9 @@ class Reading(NamedTuple):
 
     state: State
     now_us: int
-    held: set[AccountKey] = set()  # noqa: RUF012 - nobody adds to them
-    missing: set[AccountKey] = set()  # noqa: RUF012
-    sheets: dict[int, Sheet] = {}  # noqa: RUF012
+    held: set[AccountKey]
+    missing: set[AccountKey]
+    sheets: dict[int, Sheet]
 
 
 class Store:
@@ -170,7 +170,7 @@ class Store:
         lookups = Lookups(ops, [row.id for row in accounts.values()], self._now)
         found = lookups.read(await self.tx.execute_all(lookups.asked))
         state, now_us = await self._complete(ops, accounts, found, ALL_DUE)
-        return Reading(state, now_us, sheets=sheets_of(state, found.complete))
+        return Reading(state, now_us, set(), set(), sheets_of(state, found.complete))
 
     async def read_due(self, account_id: int, limit: int) -> tuple[State, int]:
         """The first ``limit`` overdue holds of an account; an empty state if another process has the account."""
