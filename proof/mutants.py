@@ -213,6 +213,18 @@ MUTANTS = [
         "works",
     ),
     Mutant(
+        "a call passes an earlier one on the same account",
+        "batcher.py",
+        "                others.update(call.accounts)  # What is asked about them later must not come before this.\n",
+        "",
+    ),
+    Mutant(
+        "an account is in two batches at a time",
+        "batcher.py",
+        "others = set[AccountKey](), set(self.writing)\n",
+        "others = set[AccountKey](), set[AccountKey]()\n",
+    ),
+    Mutant(
         "a call that cannot be written takes its batch along",
         "batcher.py",
         "                if len(calls) == 1:\n",
@@ -251,14 +263,6 @@ SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
             "ledger.py",
             "        if isinstance(decided.outcomes[0], QuotaError) and tx.dialect.for_update:\n",
             "        if False:\n",
-        ),
-    ],
-    ("memory",): [
-        Mutant(
-            "what another line learns while an answer is on its way is taken for what was asked about",
-            "free.py",
-            "if stamps.get(sheet.account.id) == left[key]}",
-            "if stamps.get(sheet.account.id) == sheet.account.stamp}",
         ),
     ],
     # An account that is read without its lock is not here: the key of the entries refuses the second writer, the batch

@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import nullcontext, suppress
 from itertools import count
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daydo_db import CommitUnknown, ConnectionLost, Database, DatabaseConfig, LockTimeout
 from daydo_db.transaction import Transaction
@@ -25,6 +28,9 @@ from daydo_quota import (
     LedgerLeft,
     QueueFull,
 )
+from daydo_quota.batcher import _Call, _Line
+from daydo_quota.ops import Leg, Op, ReserveAll
+from daydo_quota.rows import AccountKey
 from daydo_quota.testing import check_books
 
 CREDITS = Account("acme", "u_7", "credits")
@@ -39,15 +45,15 @@ class Gate:
         self.opened = asyncio.Event()
         self.opened.set()
         self.poison = ""
-        self.batches: list[Any] = []
+        self.batches: dict[Any, list[str]] = {}
+        """The keys of each transaction's events."""
 
     def shut(self) -> None:
         self.opened.clear()
         self.reached.clear()
 
     async def emit(self, event: Event, tx: Any = None) -> None:
-        if tx not in self.batches:
-            self.batches.append(tx)
+        self.batches.setdefault(tx, []).append(event.data["key"])
         if event.data["key"] == self.poison:
             raise ZeroDivisionError
         self.reached.set()
@@ -75,24 +81,63 @@ async def answers(*calls: Any) -> list[Any]:
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_callers_share_a_commit(ledger: Ledger, gate: Gate) -> None:
+async def test_callers_share_a_commit(db: Database, gate: Gate) -> None:
     """What comes while a batch is written is the next batch, however much that is; a refusal concerns its caller."""
-    await give(ledger, ACCOUNTS)
-    gate.batches.clear()
-    gate.shut()
-    first = asyncio.create_task(ledger.reserve(ACCOUNTS[0], 1, key="first"))
-    await gate.reached.wait()
-    others = [ledger.reserve(account, 2, key=account.subject) for account in ACCOUNTS]
-    unknown = ledger.confirm(ACCOUNTS[1], key="never")
-    waiting = asyncio.create_task(answers(*others, ledger.reserve(ACCOUNTS[3], 9, key="too_much"), unknown))
-    await asyncio.sleep(0)
-    gate.opened.set()
-    assert (await first).created
-    *held, refused, missing = await waiting
+    config = LedgerConfig(sweep_interval_s=0, flushers=1)
+    async with Ledger(db, config, clock=ManualClock(), events=gate) as ledger:
+        await give(ledger, ACCOUNTS)
+        gate.batches.clear()
+        gate.shut()
+        first = asyncio.create_task(ledger.reserve(ACCOUNTS[0], 1, key="first"))
+        await gate.reached.wait()
+        others = [ledger.reserve(account, 2, key=account.subject) for account in ACCOUNTS]
+        unknown = ledger.confirm(ACCOUNTS[1], key="never")
+        waiting = asyncio.create_task(answers(*others, ledger.reserve(ACCOUNTS[3], 9, key="too_much"), unknown))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        assert (await first).created
+        *held, refused, missing = await waiting
     assert all(hold.amount == 2 for hold in held)
     assert isinstance(refused, InsufficientQuota)
     assert isinstance(missing, HoldUnknown)
     assert len(gate.batches) == 2
+    await check_books(db)
+
+
+@pytest.mark.dialect("mysql")
+async def test_one_batch_is_decided_while_another_is_written(ledger: Ledger, gate: Gate) -> None:
+    """Of other accounts: what is asked about one that is being written waits for that, and comes after it."""
+    await give(ledger, ACCOUNTS)
+    gate.batches.clear()
+    gate.shut()
+    tasks = [asyncio.create_task(ledger.reserve(CREDITS, 1, key="first"))]
+    await gate.reached.wait()
+    both = [(CREDITS, 1), (ACCOUNTS[9], 1)]
+    asked = [ledger.reserve(CREDITS, 1, key="second"), ledger.reserve_all(both, key="both")]
+    asked += [ledger.reserve(account, 1, key="third") for account in (ACCOUNTS[9],)]
+    asked.append(ledger.reserve(ACCOUNTS[8], 1, key="beside"))
+    tasks += [asyncio.create_task(call) for call in asked]
+    gate.reached.clear()
+    await gate.reached.wait()
+    assert list(gate.batches.values()) == [["first"], ["beside"]]
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+    orders = [["first", "second", "both"], ["both", "third"]]
+    for account, keys in zip((CREDITS, ACCOUNTS[9]), orders, strict=True):
+        entries = (await ledger.history("acme", account.subject)).items
+        assert [entry.key for entry in entries if entry.kind == "held"][::-1] == keys
+
+
+@pytest.mark.dialect("mysql")
+async def test_writers_share_accounts_and_not_the_calls_on_one(ledger: Ledger, gate: Gate) -> None:
+    """64 accounts are two batches of 32; 64 calls on one account are one batch."""
+    await give(ledger, ACCOUNTS, 100)
+    gate.batches.clear()
+    await asyncio.gather(*(ledger.reserve(account, 1, key=account.subject) for account in ACCOUNTS))
+    assert [len(keys) for keys in gate.batches.values()] == [32, 32]
+    gate.batches.clear()
+    await asyncio.gather(*(ledger.reserve(CREDITS, 1, key=f"task_{number}") for number in range(64)))
+    assert [len(keys) for keys in gate.batches.values()] == [64]
 
 
 @pytest.mark.parametrize("position", [0, 17, 63])
@@ -109,6 +154,49 @@ async def test_a_poison_operation_fails_alone(ledger: Ledger, gate: Gate, positi
     assert balances[position] == Balance(available=10)
     del balances[position]
     assert balances == [Balance(available=6, reserved=4)] * 63
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=3, unique=True), max_size=40),
+    st.integers(1, 4),
+    st.integers(1, 8),
+    st.data(),
+)
+def test_every_account_is_in_one_batch_at_a_time_and_in_its_order(
+    asked: list[list[int]], writers: int, most: int, data: st.DataObject
+) -> None:
+    """Whatever is asked and whichever batch ends first: nothing is lost, and what is asked later never comes before."""
+
+    async def work_off() -> None:
+        line = _Line("flush", patient=False, shared=True, writers=writers)
+        line.calls.extend(_Call(reserve_in(numbers, key=str(at))) for at, numbers in enumerate(asked))
+        under_way, order = list[list[_Call]](), list[_Call]()
+        while line.calls or under_way:
+            batch = line.take(most) if len(under_way) < writers else []
+            assert len(batch) <= most
+            assert line.writing.isdisjoint(account for call in batch for account in call.accounts)
+            if batch:
+                line.writing.update(account for call in batch for account in call.accounts)
+                under_way.append(batch)
+                order += batch
+            if under_way and (not batch or data.draw(st.booleans())):
+                ended = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
+                line.writing.difference_update(account for call in ended for account in call.accounts)
+        for number in range(5):
+            keys = [int(call.op.key) for call in order if account_key(number) in call.accounts]
+            assert keys == [at for at, numbers in enumerate(asked) if number in numbers]
+
+    with patch("daydo_quota.batcher._LEAST_SHARE", 1):
+        asyncio.run(work_off())
+
+
+def account_key(number: int) -> AccountKey:
+    return ("acme", f"u_{number}", "credits")
+
+
+def reserve_in(numbers: list[int], key: str) -> Op:
+    legs = tuple(Leg(f"hold_{key}_{number}", account_key(number), 1) for number in numbers)
+    return ReserveAll(legs=legs, key=key, ttl_us=1, ttl_given_us=None, reason="")
 
 
 async def test_a_caller_that_goes_while_it_waits_is_taken_out(ledger: Ledger, gate: Gate) -> None:

@@ -2,17 +2,20 @@
 
 Theory
 ------
-A call puts its operation into a *line* and waits for its answer. A line is worked off by one task, batch after batch;
-there is no timer: a batch is what came while the one before was being written. A call alone is written at once, and
-sixty-four at once share one COMMIT. There are a few *main* lines, and an account always uses the same one, so that
-batches of this process never wait for one another and an account's calls are decided in the order of their arrival.
+A call puts its operation into a *line* and waits for its answer. There is no timer: a batch is what came while the one
+before was being written. A call alone is written at once, and many at once share one COMMIT.
+
+The *main* line has more than one writer, so that one batch is decided here while the server carries out another. Each
+takes its share of the accounts that are asked about, and none that another one is writing: so batches of this process
+never wait for one another, and an account's calls are decided in the order of their arrival. Calls on one busy account
+are one batch after the other; then there is nothing to share.
 
 *Somebody else's lock.* A batch locks its accounts without waiting. An account that another transaction has (a caller's
 with ``tx=``, another process's) gets a *lane*, a line of its own that does wait; its calls queue there, in their order,
 until the lane is empty. So an open transaction stalls its own account alone. A call that has waited ``busy_timeout_s``
-raises :class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same. A main
-line waits for nothing but what no look can tell, a key that somebody is claiming at the same time, and not for long:
-then its calls, too, go on in lanes.
+raises :class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same. The
+main line waits for nothing but what no look can tell, a key that somebody is claiming at the same time, and not for
+long: then its calls, too, go on in lanes.
 
 *Failures.* A call is answered by its transaction's ``after_commit``, hence exactly if it is committed. What the server
 has undone (a deadlock, a lost connection) is written again. So is what may or may not be kept (``CommitUnknown``): the
@@ -30,6 +33,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 from daydo_db import (
@@ -52,6 +56,8 @@ from .rows import AccountKey, Outcome
 _EVERYBODYS = (ConnectionLost, Deadlock, LockTimeout, PoolTimeout, StorageFull)
 
 
+# Two batches of so few accounts cost more than one.
+_LEAST_SHARE = 8
 # Whose time is over when its turn comes still gets an account that is free by then.
 _LEAST_S = 0.05
 _SHARED_PATIENCE = 0.25
@@ -81,9 +87,10 @@ Spawn = Callable[[Coroutine[Any, Any, Any], str], object]
 
 
 class Bounds(NamedTuple):
-    """``lines`` main lines, ``lanes`` waited in at a time, ``batch`` calls in a transaction, ``queue`` calls in all."""
+    """``writers`` of the main line, ``lanes`` waited in at a time, ``batch`` calls in a transaction, ``queue`` calls in
+    all."""
 
-    lines: int
+    writers: int
     lanes: int
     batch: int
     queue: int
@@ -109,21 +116,38 @@ class _Call:
 
 
 class _Line:
-    """Calls in their order. ``patient``: its batches wait for accounts; ``shared``: it is of several accounts."""
+    """Calls in their order. ``patient``: its batches wait for accounts; ``shared``: it is of several accounts.
 
-    __slots__ = ("calls", "name", "patient", "shared", "worked")
+    ``at_work`` of its ``writers`` are, on the accounts in ``writing``.
+    """
 
-    def __init__(self, name: str, *, patient: bool, shared: bool) -> None:
-        self.name, self.patient, self.shared = name, patient, shared
+    __slots__ = ("at_work", "calls", "name", "patient", "shared", "writers", "writing")
+
+    def __init__(self, name: str, *, patient: bool, shared: bool, writers: int = 1) -> None:
+        self.name, self.patient, self.shared, self.writers = name, patient, shared, writers
         self.calls: deque[_Call] = deque()
-        self.worked = False
+        self.at_work = 0
+        self.writing: set[AccountKey] = set()
 
     def take(self, most: int) -> list[_Call]:
-        batch: list[_Call] = []
-        while self.calls and len(batch) < most:
+        """A writer's next batch: what is asked about its share of the accounts, but those that are being written."""
+        # Beyond these a share is as large as a batch may be.
+        asked = _accounts_in(islice(self.calls, most * self.writers))
+        share = max(_LEAST_SHARE, math.ceil(len(asked | self.writing) / self.writers))
+        mine, others = set[AccountKey](), set(self.writing)
+        batch, left = list[_Call](), list[_Call]()
+        for _ in range(min(len(self.calls), most * self.writers)):
             call = self.calls.popleft()
-            if not call.answer.done():
+            if call.answer.done():
+                continue
+            room = len(batch) < most and (len(mine) < share or mine.issuperset(call.accounts))
+            if room and others.isdisjoint(call.accounts):
                 batch.append(call)
+                mine.update(call.accounts)
+            else:
+                left.append(call)
+                others.update(call.accounts)  # What is asked about them later must not come before this.
+        self.calls.extendleft(reversed(left))
         return batch
 
 
@@ -136,8 +160,8 @@ class Batcher:
         self._spawn = spawn
         self._bounds = bounds
         # SQLite has one writer and no locks on rows: whoever is in a transaction has every account.
-        lines = bounds.lines if db.dialect.skip_locked else 1
-        self._lines = [_Line(f"flush {number}", patient=False, shared=True) for number in range(lines)]
+        writers = bounds.writers if db.dialect.skip_locked else 1
+        self._main = _Line("flush", patient=False, shared=True, writers=writers)
         self._newcomers = _Line("newcomers", patient=True, shared=True)
         self._lanes: dict[AccountKey, _Line] = {}
         self._turns = asyncio.Semaphore(bounds.lanes)
@@ -186,14 +210,14 @@ class Batcher:
         for account in call.accounts:
             if (lane := self._lanes.get(account)) is not None:
                 return lane
-        return self._lines[hash(call.accounts[0]) % len(self._lines)]
+        return self._main
 
     def _append(self, line: _Line, call: _Call) -> None:
         if line.patient and call.waits_since_s == math.inf:
             call.waits_since_s = _now_s()
         line.calls.append(call)
-        if not line.worked:
-            line.worked = True
+        if not line.at_work or (line.at_work < line.writers and line.writing.isdisjoint(call.accounts)):
+            line.at_work += 1
             self._spawn(self._work(line), line.name)
 
     async def _work(self, line: _Line) -> None:
@@ -203,7 +227,7 @@ class Batcher:
             else:
                 await self._work_in_turns(line)
         finally:
-            line.worked = False
+            line.at_work -= 1
             self._close(line)
 
     async def _work_in_turns(self, lane: _Line) -> None:
@@ -218,10 +242,15 @@ class Batcher:
 
     async def _work_off(self, line: _Line) -> None:
         while batch := line.take(self._bounds.batch):
-            await self._settle(batch, line)
+            accounts = _accounts_in(batch)
+            line.writing |= accounts
+            try:
+                await self._settle(batch, line)
+            finally:
+                line.writing -= accounts
             if line.patient:
                 # They are no longer new: what is asked next about those of whom nobody waits here need not come here.
-                self._close(line, _accounts_in(batch) - _accounts_in(line.calls))
+                self._close(line, accounts - _accounts_in(line.calls))
             # Those who were just answered ask their next question now; a batch later they would make two of half size.
             await asyncio.sleep(0)
 
@@ -241,7 +270,7 @@ class Batcher:
             self._lanes.setdefault(account, lane or _Line("lane", patient=True, shared=False))
             self._enter_lane(call, self._lanes[account])
             moved.add(account)
-        for line in {source, *self._lines} if moved else ():
+        for line in {source, self._main} if moved else ():
             later = list(line.calls)
             line.calls.clear()
             for call in later:

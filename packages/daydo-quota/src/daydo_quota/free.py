@@ -32,11 +32,9 @@ class FreeStore(Store):
         """The state ``ops`` are decided on; accounts that others have are left out, and none is opened."""
         keys = {key for op in ops for key in accounts_of(op)}
         known = {key: sheet for key in keys if (sheet := self._memory.get(key)) is not None}
-        # As it is now: while the answer is on its way, another line's batch may have its say on a sheet.
-        left = {key: sheet.account.stamp for key, sheet in known.items()}
         new = sorted(keys - known.keys())
         stamps, accounts, found = await self._lock(ops, known, new)
-        true = {key: sheet for key, sheet in known.items() if stamps.get(sheet.account.id) == left[key]}
+        true = {key: sheet for key, sheet in known.items() if stamps.get(sheet.account.id) == sheet.account.stamp}
         stale = {key: sheet.account.id for key, sheet in known.items() if key not in true}
         held = {key for key, account_id in stale.items() if account_id not in stamps}
         missing = set[AccountKey]()

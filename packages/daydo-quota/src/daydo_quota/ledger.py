@@ -66,7 +66,8 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
         batch_max: calls of its own transaction that are written together, at most.
         queue_max: calls that may wait to be written, those being written included; beyond that they raise
             :class:`QueueFull`.
-        flushers: batches written at a time, of different accounts; one on SQLite, which has one writer.
+        flushers: batches written at a time, of different accounts, so that one is decided here while the server carries
+            out another; one on SQLite, which has one writer.
         busy_timeout_s: a call waits this long for an account that another transaction has, then :class:`AccountBusy`;
             the database's ``lock_timeout_s`` where that is shorter.
         busy_accounts: accounts that are waited for at a time, each with a connection; more of them wait their turn.
@@ -99,7 +100,7 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
     retries: Annotated[int, Meta(ge=0, le=100)] = 5
     batch_max: Annotated[int, Meta(ge=1, le=1_000)] = 128
     queue_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
-    flushers: Annotated[int, Meta(ge=1, le=64)] = 1
+    flushers: Annotated[int, Meta(ge=1, le=64)] = 2
     busy_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 2.0
     busy_accounts: Annotated[int, Meta(ge=1, le=1_000)] = 8
     settle_timeout_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
@@ -704,7 +705,7 @@ class Ledger(Part):
 
     def _new_batcher(self) -> Batcher:
         bounds = Bounds(
-            lines=self.config.flushers,
+            writers=self.config.flushers,
             lanes=self.config.busy_accounts,
             batch=self.config.batch_max,
             queue=self.config.queue_max,
