@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from daydo_db.testing import fresh_database
+from reference_app.main import migrate_schema
+from reference_app.settings import load_settings
 from reference_app.testing import photo
 
 
@@ -59,7 +62,8 @@ def test_check_looks_whether_the_replicas_follow(tmp_path, database_backends):
     with fresh_database(servers[0], tmp_path) as url, fresh_database(servers[0], tmp_path / "other") as other:
         settings = {"DAYDO_DATABASE_URL": url, "DAYDO_DATABASE__REPLICA_LAG_S": "1", "COLUMNS": "300"}
         for database in (url, other):
-            daydo("migrate", folder=tmp_path, **{**settings, "DAYDO_DATABASE_URL": database})
+            migrated = {"DAYDO_DATABASE_URL": database, "DAYDO_DATA_DIR": str(tmp_path)}
+            asyncio.run(migrate_schema(load_settings(migrated, dotenv=tmp_path / ".env")))
         good = daydo("check", folder=tmp_path, **settings, DAYDO_DATABASE_REPLICAS=url)
         assert good.returncode == 0, good.stdout
         assert " follows within " in good.stdout

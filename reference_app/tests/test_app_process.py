@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from reference_app.server import ServiceProcess
-from reference_app.testing import Client, photo
+from reference_app.testing import GENEROUS, Client, photo
 
 QUICK_LEASE = {"DAYDO_PIPELINE__LEASE_S": "2"}
 
@@ -135,7 +135,8 @@ def test_a_service_with_a_bad_setting_says_so_and_does_not_start(tmp_path):
 
 @pytest.fixture
 def two_workers(tmp_path, shared_backends) -> Iterator[ServiceProcess]:
-    with ServiceProcess(tmp_path, {**shared_backends, "DAYDO_WORKERS": "2"}) as service:
+    # GENEROUS: the Redis that it shares has counted everybody whom the tests before it have registered.
+    with ServiceProcess(tmp_path, {**shared_backends, **GENEROUS, "DAYDO_WORKERS": "2"}) as service:
         yield service
 
 

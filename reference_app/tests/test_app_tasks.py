@@ -112,21 +112,22 @@ def test_a_cancelled_task_ends_cancelled_and_costs_nothing(user):
     assert balance["spent"] == 5 * finished.count("succeeded")
 
 
+# Made when they are needed: every worker that collects this file would draw them.
 BAD_UPLOADS = {
-    "text named .png": (b"this is a diary, not a picture", 415, "images.unsupported"),
-    "a truncated JPEG": (photo(size=(640, 480))[:4000], 422, "images.broken"),
-    "20,000 × 20,000 pixels": (encoded(Image.new("1", (20_000, 20_000)), "PNG"), 413, "images.too_large"),
-    "0 bytes": (b"", 400, "images.empty"),
-    "11 MB": (b"\xff\xd8\xff" + b"\0" * (11 * 1024 * 1024), 413, "kernel.payload_too_large"),
+    "text named .png": (lambda: b"this is a diary, not a picture", 415, "images.unsupported"),
+    "a truncated JPEG": (lambda: photo(size=(640, 480))[:4000], 422, "images.broken"),
+    "20,000 × 20,000 pixels": (lambda: encoded(Image.new("1", (20_000, 20_000)), "PNG"), 413, "images.too_large"),
+    "0 bytes": (lambda: b"", 400, "images.empty"),
+    "11 MB": (lambda: b"\xff\xd8\xff" + b"\0" * (11 * 1024 * 1024), 413, "kernel.payload_too_large"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_UPLOADS)
 def test_a_bad_upload_is_refused_and_keeps_nothing(user, service, name):
     """A clear 4xx, no row, no file."""
-    content, status, error = BAD_UPLOADS[name]
+    make, status, error = BAD_UPLOADS[name]
     before = service.files()
-    answer = user.call("POST", "/uploads", files={"file": ("photo.png", content)})
+    answer = user.call("POST", "/uploads", files={"file": ("photo.png", make())})
     assert (answer.status_code, answer.json()["error"]) == (status, error)
     assert answer.json()["message"]
     assert service.files() == before

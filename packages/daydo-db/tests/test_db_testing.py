@@ -28,7 +28,14 @@ def run_pytest(folder: Path, *options: str, **environment: str) -> subprocess.Po
         stderr=subprocess.STDOUT,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTEST_ADDOPTS": "", "DAYDO_TEST_MYSQL_URL": "", "TMPDIR": str(folder), **environment},
+        env={
+            **os.environ,
+            "PYTEST_ADDOPTS": "",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "DAYDO_TEST_MYSQL_URL": "",
+            "TMPDIR": str(folder),
+            **environment,
+        },
     )
 
 

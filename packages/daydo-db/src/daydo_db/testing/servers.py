@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import shutil
@@ -160,6 +161,17 @@ def _version(url: str) -> str:
 
 def admin(url: str, statement: str) -> object:
     """Run one statement outside any event loop; the first value of its first row, if any."""
+    connection = _login(url)
+    connection.connect()
+    with closing(connection), connection.cursor() as cursor:
+        cursor.execute(statement)
+        row = cursor.fetchone()
+        return row[0] if row else None
+
+
+@functools.cache
+def _login(url: str) -> Any:
+    """The driver's connection, not yet open: reading the authorities for TLS, once per object, takes it 30 ms."""
     import pymysql  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
 
     location = parse_url(url)
@@ -168,13 +180,7 @@ def admin(url: str, statement: str) -> object:
     login["init_command"] = "SET SESSION lock_wait_timeout = 10"
     if location.unix_socket:
         login["unix_socket"] = location.unix_socket
-    with (
-        closing(pymysql.connect(host=location.host, port=location.port, **login)) as connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute(statement)
-        row = cursor.fetchone()
-        return row[0] if row else None
+    return pymysql.connect(host=location.host, port=location.port, defer_connect=True, **login)
 
 
 def _free_port() -> int:
