@@ -320,9 +320,10 @@ ROWS = packet(1, b"\x01") + packet(2, COLUMN) + packet(3, END) + packet(4, b"\x0
         packet(1, b"\x01") + packet(2, COLUMN) + packet(3, b"\x0242"),
         ROWS.replace(b"\x0242", b"\x0142"),
         ROWS.replace(b"\x0242", b"\x0542"),
+        ROWS.replace(packet(4, b"\x0242"), packet(4, b"\x02")),
         ROWS.replace(b"\x0242", b"\x02no"),
     ],
-    ids=["order", "shutdown", "local infile", "empty", "short column", "no end", "short", "long", "no number"],
+    ids=["order", "shutdown", "local infile", "empty", "short column", "no end", "short", "long", "bare", "no number"],
 )
 def test_what_is_no_answer_is_refused(came: bytes) -> None:
     """Never a wrong value, never a wait for ever; a file of ours is never sent."""

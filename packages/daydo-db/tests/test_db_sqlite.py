@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -159,6 +159,25 @@ async def test_many_can_open_a_new_file_at_once(tmp_path: Path) -> None:
     databases = [Database(f"sqlite:///{tmp_path}/new.db") for _ in range(8)]
     await asyncio.gather(*(db.__aenter__() for db in databases))
     await asyncio.gather(*(db.__aexit__() for db in databases))
+
+
+async def test_the_switch_to_wal_waits_for_who_writes(tmp_path: Path) -> None:
+    """SQLite itself refuses it at once, as it does while another process is making the same switch."""
+    path = tmp_path / "old.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE note (text TEXT)")
+        writer.execute("BEGIN IMMEDIATE")
+        db = Database(f"sqlite:///{path}", DatabaseConfig(lock_timeout_s=30))
+        entering = asyncio.create_task(db.__aenter__())
+        done, _ = await asyncio.wait([entering], timeout=0.2)
+        assert not done
+        with pytest.raises(LockTimeout):
+            async with Database(f"sqlite:///{path}", DatabaseConfig(lock_timeout_s=1)):
+                pass
+        writer.execute("COMMIT")
+    await entering
+    assert (await db.query("PRAGMA journal_mode")).rows == [("wal",)]
+    await db.__aexit__(None, None, None)
 
 
 async def test_a_temporary_database_leaves_nothing_behind() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daydo_db import Database, DatabaseConfig, PoolTimeout, SchemaOutdated
 from daydo_db.config import parse_url
-from daydo_db.tx import DialectName, compile_statement
+from daydo_db.tx import DialectName, Value, bind, compile_statement
 
 CODE = st.sampled_from(["SELECT 1", " a = b ", "(", ")", " + ", "\n", "é", " 7 % 2 ", " - ", "\x00"])
 HIDDEN = {
@@ -41,6 +42,56 @@ def test_nothing_of_any_text_is_lost(sql: str) -> None:
     statement = compile_statement("mysql", sql)
     assert statement.text % (("?",) * statement.placeholders) == sql
     assert compile_statement("sqlite", sql).text == sql
+
+
+# What ends, escapes or opens something in one dialect or the other, and a letter whose last byte in GBK is a backslash.
+TEXTS = st.one_of(st.text(), st.text(alphabet="'\"\\%s?;`-#/*[](),\0\n\r\x1a纗🎈"))
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), TEXTS, st.binary(max_size=20))
+
+
+def test_any_value_arrives_as_it_is(database_url: str) -> None:
+    """Texts and integers alone, or others among them; in a short statement and in one that is not remembered."""
+    with asyncio.Runner() as runner:
+        db = runner.run(Database(database_url).__aenter__())
+
+        async def echo(some: list[list[Value]], comment: str) -> list[tuple[object, ...]]:
+            places = [", ".join(f"? AS c{at}" for at, _ in enumerate(values)) for values in some]
+            texts = [f"SELECT {each}, '%s' AS same /* {comment} */" for each in places]
+            asked = list(zip(texts, some, strict=True))
+            async with db.transaction() as tx:
+                together = [result.rows[0] for result in await tx.execute_all(asked)]
+                assert [(await tx.execute(*one)).rows[0] for one in asked] == together
+            return together
+
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(
+            st.lists(
+                st.one_of(
+                    st.lists(st.one_of(TEXTS, st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=6),
+                    st.lists(VALUES, min_size=1, max_size=6),
+                ),
+                min_size=2,
+                max_size=4,
+            ),
+            st.sampled_from(["", "?" * 5_000]),
+        )
+        def check(some: list[list[Value]], comment: str) -> None:
+            assert runner.run(echo(some, comment)) == [(*values, "%s") for values in some]
+
+        try:
+            check()
+        finally:
+            runner.run(db.__aexit__(None, None, None))
+
+
+def test_what_was_looked_at_is_what_is_sent() -> None:
+    """A list that changes while its statement waits for its turn puts nothing unseen into it."""
+    args: list[Value] = [1]
+    statement, bound = bind(compile_statement("mysql", "SELECT ?"), args)
+    args[0] = "1 OR 1"
+    assert bound == (1,)
+    assert statement.kinds is not None
+    assert not any(statement.kinds.texts)
 
 
 def test_sqlite_agrees_with_our_count() -> None:

@@ -41,7 +41,7 @@ from .tx import (
     Statement,
     Tx,
     Value,
-    check_arguments,
+    bind,
     compile_statement,
     require_passing,
 )
@@ -299,7 +299,7 @@ class Database(Part):
                 statement=statement.text[:200],
             )
         require_passing(statement)
-        return statement, check_arguments(statement, args)
+        return bind(statement, args)
 
     def _pool(self, name: str, size: int, keep: int, *, writable: bool, engine: Engine | None = None) -> Pool:
         server = engine or self._engine

@@ -13,13 +13,13 @@ import math
 import re
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import aiomysql  # type: ignore[import-untyped]
 from pymysql.constants import CLIENT  # type: ignore[import-untyped]
-from pymysql.converters import escape_string  # type: ignore[import-untyped]
 from pymysql.err import MySQLError, OperationalError  # type: ignore[import-untyped]
 
 from .config import DatabaseConfig, Location
@@ -27,7 +27,7 @@ from .errors import ConnectionLost, DbError, QueryTimeout, StatementFailed
 from .mapping import from_mysql, without_values
 from .packets import AUTOCOMMIT, IN_TRANSACTION, NO_BACKSLASH_ESCAPES, PING, QUERY, Shapes, Wire
 from .telemetry import Telemetry
-from .tx import MYSQL, Result, Statement, Value, compile_statement
+from .tx import MYSQL, Kinds, Result, Statement, Value, compile_statement, is_remembered
 
 _OLDEST = {"MySQL": (8, 0, 20), "MariaDB": (10, 6, 0)}
 
@@ -36,7 +36,9 @@ _SQL_MODE = "ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_TRANS_TABLES,ONLY_FULL_GROUP_BY,
 
 _CHARSET = "utf8mb4"
 # What may not stand between single quotes as it is, or would be hard to read in a log there. A double quote may: JSON.
-_ESCAPED = re.compile(r"[\0\n\r\x1a'\\]")
+# The backslash comes first: the others are written with one.
+_ESCAPES = {"\\": r"\\", "'": r"\'", "\0": r"\0", "\n": r"\n", "\r": r"\r", "\x1a": r"\Z"}
+_PLACE = re.compile("%[s%]")
 # What tells a server from every other; one that took over the address of another must not be confused with it.
 _IDENTITY = {"MySQL": "@@server_uuid", "MariaDB": "CONCAT_WS(' ', @@server_id, @@hostname, @@port, @@datadir)"}
 
@@ -285,7 +287,7 @@ class MysqlConnection:
         if self._wire.status & NO_BACKSLASH_ESCAPES:
             self._wire.abort()
             raise StatementFailed(reason="the session was set to NO_BACKSLASH_ESCAPES", statement=statement.text[:200])
-        return (statement.text % tuple(_literals(args))).encode()
+        return _filled(statement, args).encode()
 
     async def _send(self, sql: bytes, statement: Statement, args: Sequence[Value], timeout_s: float | None) -> Result:
         began_s = self._now_s()
@@ -330,16 +332,35 @@ def _tls_context(ca_file: str) -> ssl.SSLContext:
         raise StatementFailed(reason=f"TLS: tls_ca_file {ca_file}: {error}", statement="connect") from error
 
 
-def _literals(args: Sequence[Value]) -> list[Value]:
-    """What ``%`` makes the literals of ``args`` of; to it an int is one already."""
-    if _ESCAPED.search("".join([value for value in args if type(value) is str])):
-        return [value if type(value) is int else literal(value) for value in args]
-    # Nearly always, and then a thousand texts of a batch need not be looked at one by one.
-    return [f"'{value}'" if type(value) is str else value if type(value) is int else literal(value) for value in args]
+def _filled(statement: Statement, args: Sequence[Value]) -> str:
+    """The text of the statement with literals in the places of ``args``. To ``%`` an int is one already."""
+    kinds = statement.kinds
+    if kinds is None:
+        return statement.text % tuple(map(literal, args))
+    texts = "".join(compress(args, kinds.texts))  # type: ignore[arg-type]  # they are str
+    escapes = [char for char in _ESCAPES if char in texts]
+    if not escapes and kinds.simple and is_remembered(statement):
+        # Nearly always, and then a thousand values of a batch need not be looked at one by one.
+        return _quoted(statement.text, kinds) % tuple(args)
+    return statement.text % tuple(
+        [
+            value if type(value) is int else _text(value, escapes) if type(value) is str else literal(value)
+            for value in args
+        ]
+    )
 
 
-def _text(value: str) -> str:
-    return f"'{escape_string(value)}'"
+@lru_cache(maxsize=1024)
+def _quoted(text: str, kinds: Kinds) -> str:
+    """The text of a statement, with quotes around the places of texts."""
+    is_text = iter(kinds.texts)
+    return _PLACE.sub(lambda place: "'%s'" if place[0] == "%s" and next(is_text) else place[0], text)
+
+
+def _text(value: str, escapes: Iterable[str] = _ESCAPES) -> str:
+    for char in escapes:
+        value = value.replace(char, _ESCAPES[char])
+    return f"'{value}'"
 
 
 def _bytes(value: bytes) -> str:

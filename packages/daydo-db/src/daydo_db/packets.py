@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -28,8 +29,10 @@ from .tx import Result
 
 IN_TRANSACTION, AUTOCOMMIT, MORE_RESULTS, NO_BACKSLASH_ESCAPES = 0x0001, 0x0002, 0x0008, 0x0200
 QUIT, QUERY, PING = b"\x01", b"\x03", b"\x0e"
-_SEVERAL_ON, _SEVERAL_OFF = b"\x1b\x00\x00", b"\x1b\x01\x00"
+# As whole packets.
+_SEVERAL_ON, _SEVERAL_OFF = b"\x03\0\0\0\x1b\x00\x00", b"\x03\0\0\0\x1b\x01\x00"
 
+_HEADER = struct.Struct("<I")  # Three bytes of length and one of number.
 _LARGEST = 0xFFFFFF
 _NULL, _EOF, _ERROR = 0xFB, 0xFE, 0xFF
 _WIDTHS = {0xFC: 2, 0xFD: 3, 0xFE: 8}
@@ -73,7 +76,7 @@ class Answer:
     """The answer to one command, decoded piece by piece; ``number`` is the sequence number it begins with.
 
     ``results``: a procedure and a text of several statements give more than one; ``status`` is the server's after the
-    last; ``rest`` is what came behind it.
+    last, None where only an error came; ``rest`` is what came behind it.
     """
 
     __slots__ = (
@@ -101,11 +104,12 @@ class Answer:
         self._pieces: list[bytes] = []
         self._missing = 0
         self._parts: list[bytes] = []
-        self._read = self._read_head
+        self._read: Callable[[Answer, bytes], None] = Answer._read_head
         self._head: list[bytes] = []
+        self._rows: list[tuple[Any, ...]] = []
         self.results: list[Result] = []
         self.error: MySQLError | None = None
-        self.status = 0
+        self.status: int | None = None
         self.done = False
         self.rest = b""
 
@@ -124,15 +128,22 @@ class Answer:
             self._pieces = []
         at = 0 if self._head or self._number != 1 else self._skip_known(data)
         end = stop = len(data)
+        rows = self._open_rows()
         while not self.done and end - at >= 4:
-            size = data[at] | data[at + 1] << 8 | data[at + 2] << 16
-            stop = at + 4 + size
+            [header] = _HEADER.unpack_from(data, at)
+            at, size = at + 4, header & _LARGEST
+            stop = at + size
             if stop > end:
+                at -= 4
                 break
-            if data[at + 3] != self._number:
+            if header >> 24 != self._number:
                 raise OperationalError(_LOST, "a packet out of order")  # As before a shutdown.
             self._number = (self._number + 1) & 0xFF
-            self._take(data[at + 4 : stop], size)
+            if rows is not None and size < _LARGEST and data[at] < _EOF:
+                rows.append(_row(data, at, stop, self._converters))
+            else:
+                self._take(data[at:stop], size)
+                rows = self._open_rows()
             at = stop
         else:
             stop = at + 4
@@ -148,8 +159,12 @@ class Answer:
             return 0
         self._number = (1 + shape.packets) & 0xFF
         self._columns, self._converters = shape.columns, shape.converters
-        self._read = self._read_columns_end
+        self._read = Answer._read_columns_end
         return len(shape.block)
+
+    def _open_rows(self) -> list[tuple[Any, ...]] | None:
+        """Where the next packet goes if it is a whole row."""
+        return self._rows if self._read is Answer._read_row and not self._parts else None
 
     def _take(self, payload: bytes, size: int) -> None:
         if size == _LARGEST:
@@ -158,7 +173,7 @@ class Answer:
         if self._parts:
             payload = b"".join((*self._parts, payload))
             self._parts = []
-        self._read(payload)
+        self._read(self, payload)
 
     def _read_head(self, packet: bytes) -> None:
         match packet[0]:
@@ -175,7 +190,7 @@ class Answer:
             case _:  # the number of columns
                 self._to_come, _ = _integer(packet, 0)
                 self._head = [packet]
-                self._read = self._read_column
+                self._read = Answer._read_column
 
     def _read_column(self, packet: bytes) -> None:
         self._head.append(packet)
@@ -185,11 +200,11 @@ class Answer:
         columns = [_column(definition) for definition in self._head[1:]]
         self._columns = tuple(name for name, _ in columns)
         self._converters = [convert for _, convert in columns]
-        self._read = self._read_columns_end
+        self._read = Answer._read_columns_end
         self._remember()
 
     def _remember(self) -> None:
-        if not self.results and len(self._head) == self._number - 1:
+        if self._text and not self.results and len(self._head) == self._number - 1:
             block = b"".join(
                 len(packet).to_bytes(3, "little") + bytes((number,)) + packet
                 for number, packet in enumerate(self._head, 1)
@@ -202,41 +217,25 @@ class Answer:
             return
         if packet[0] != _EOF:
             raise OperationalError(_LOST, "columns without an end")
-        self._rows: list[tuple[Any, ...]] = []
-        self._read = self._read_row
+        self._rows = []
+        self._read = Answer._read_row
 
     def _read_row(self, packet: bytes) -> None:
+        rows = self._rows
         # A value of 8 bytes of length also begins with 0xFE, in a packet that is never this short.
-        if packet[0] >= _EOF and (packet[0] == _ERROR or len(packet) < 9):
-            if packet[0] == _ERROR:
-                self._fail(packet)
-            else:
-                self._end(Result(self._columns, self._rows, len(self._rows)), packet[3:5])
-            return
-        row: list[Any] = []
-        at = 0
-        for convert in self._converters:
-            size = packet[at]
-            at += 1
-            if size >= _NULL:
-                if size == _NULL:
-                    row.append(None)
-                    continue
-                width = _WIDTHS[size]
-                size = int.from_bytes(packet[at : at + width], "little")
-                at += width
-            stop = at + size
-            row.append(convert(packet[at:stop]))
-            at = stop
-        if at != len(packet):
-            raise OperationalError(_LOST, "a row of another length than its packet")
-        self._rows.append(tuple(row))
+        if packet[0] == _ERROR:
+            self._fail(packet)
+        elif packet[0] == _EOF and len(packet) < 9:
+            self._end(Result(self._columns, rows, len(rows)), packet[3:5])
+        else:
+            rows.append(_row(packet, 0, len(packet), self._converters))
 
     def _end(self, result: Result, status: bytes) -> None:
         self.results.append(result)
-        self.status = int.from_bytes(status, "little")
-        self.done = not self.status & MORE_RESULTS
-        self._read = self._read_head
+        self.status = flags = int.from_bytes(status, "little")
+        self._read = Answer._read_head
+        if not flags & MORE_RESULTS:
+            self._complete()
 
     def _fail(self, packet: bytes) -> None:
         try:
@@ -244,47 +243,43 @@ class Answer:
         except MySQLError as error:
             if packet[3:4] == b"#":
                 error.add_note(f"SQLSTATE {packet[4:9].decode('ascii', 'replace')}")
-            self.error = error
+            self.error = self.error or error
+        self._read = Answer._read_head
+        self._complete()
+
+    def _complete(self) -> None:
         self.done = True
 
 
-class Answers:
+class Answers(Answer):
     """The answer to several statements in one text, and to the two commands around it that allow and forbid that.
 
-    ``ended_s`` is when each result was there, on the clock ``now_s``. The rest as of an :class:`Answer`; ``error`` is
-    that of the first statement that failed, after which the server has carried out no other.
+    ``results`` are those of the statements, ``ended_s`` is when each was there, on the clock ``now_s``. The rest as of
+    an :class:`Answer`; ``error`` is that of the first statement that failed, after which the server has carried out no
+    other.
     """
 
+    __slots__ = ("_begin_with", "_now_s", "ended_s")
+
     def __init__(self, shapes: Shapes, now_s: Callable[[], float], number: int = 1) -> None:
+        super().__init__("", shapes)
         self._now_s = now_s
-        self._allowed, self._forbidden = Answer("", shapes), Answer("", shapes)
-        self._answer = Answer("", shapes, number)
-        self._to_come = [self._forbidden, self._answer, self._allowed]
+        self._begin_with = [1, number]  # The answers to the commands that follow, the last one first.
         self.ended_s: list[float] = []
-        self.rest = b""
 
-    @property
-    def results(self) -> list[Result]:
-        return self._answer.results
+    def _end(self, result: Result, status: bytes) -> None:
+        of_a_statement = len(self._begin_with) == 1
+        super()._end(result, status)
+        if of_a_statement:
+            self.ended_s.append(self._now_s())
+        else:
+            self.results.pop()
 
-    @property
-    def error(self) -> MySQLError | None:
-        return self._allowed.error or self._answer.error or self._forbidden.error
-
-    @property
-    def status(self) -> int:
-        return self._forbidden.status
-
-    def feed(self, data: bytes) -> bool:
-        """As :meth:`Answer.feed`."""
-        while self._to_come and data:
-            answer = self._to_come[-1]
-            if answer.feed(data):
-                self._to_come.pop()
-            data = answer.rest
-            self.ended_s += [self._now_s()] * (len(self.results) - len(self.ended_s))
-        self.rest = data
-        return not self._to_come
+    def _complete(self) -> None:
+        if self._begin_with:
+            self._number = self._begin_with.pop()
+        else:
+            super()._complete()
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -299,7 +294,7 @@ class Wire(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._buffer = memoryview(bytearray(_CHUNK))
-        self._answer: Answer | Answers | None = None
+        self._answer: Answer | None = None
         self._answered: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_s = 0.0
@@ -334,14 +329,14 @@ class Wire(asyncio.BufferedProtocol):
         self._require_idle()
         query, number = _framed(QUERY + texts)
         answer = Answers(shapes, self._loop.time, number)
-        await self._exchange(_framed(_SEVERAL_ON)[0] + query + _framed(_SEVERAL_OFF)[0], answer, timeout_s)
+        await self._exchange(_SEVERAL_ON + query + _SEVERAL_OFF, answer, timeout_s)
         return answer
 
     def _require_idle(self) -> None:
         if self.lost or self._answer is not None:
             raise OperationalError(_LOST, "the connection is lost")
 
-    async def _exchange(self, packets: bytes, answer: Answer | Answers, timeout_s: float | None) -> None:
+    async def _exchange(self, packets: bytes, answer: Answer, timeout_s: float | None) -> None:
         self._answered = answered = self._loop.create_future()
         self._answer = answer
         self._transport.write(packets)
@@ -379,7 +374,7 @@ class Wire(asyncio.BufferedProtocol):
             self.abort()
             self._settle(error)
             return
-        if answer.status:  # An error alone does not tell it.
+        if answer.status is not None:  # An error alone does not tell it.
             self.status = answer.status
         if answer.rest:
             self.abort()
@@ -421,6 +416,28 @@ class Wire(asyncio.BufferedProtocol):
             self._timer = self._loop.call_at(self._deadline_s, self._expire)
         else:
             self._settle(TimeoutError())
+
+
+def _row(data: bytes, at: int, stop: int, converters: Sequence[_Convert]) -> tuple[Any, ...]:
+    """The row that stands in ``data`` from ``at`` to ``stop``."""
+    row: list[Any] = []
+    for convert in converters:
+        size = data[at]
+        at += 1
+        if size >= _NULL:
+            if size == _NULL:
+                row.append(None)
+                continue
+            width = _WIDTHS[size]
+            size = int.from_bytes(data[at : at + width], "little")
+            at += width
+        start, at = at, at + size
+        if at > stop:
+            break
+        row.append(convert(data[start:at]))
+    if at != stop:
+        raise OperationalError(_LOST, "a row of another length than its packet")
+    return tuple(row)
 
 
 def _framed(command: bytes) -> tuple[bytes, int]:

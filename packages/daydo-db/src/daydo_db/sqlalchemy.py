@@ -53,7 +53,7 @@ from .tx import (
     Result,
     Tx,
     Value,
-    check_arguments,
+    bind,
     compile_statement,
     require_single,
 )
@@ -150,8 +150,7 @@ class EnlistedTransaction:
         # SQLAlchemy's MySQL sessions run several statements at a go; ours never do, so neither does this.
         if ";" in sql and _several(self._dialect.name, sql):
             raise StatementFailed(reason="several statements in one text", statement=statement.text[:200])
-        args = check_arguments(statement, args)
-        return await self._run(statement.text, args)
+        return await self._run(statement.text, bind(statement, args)[1])
 
     async def execute_all(self, statements: Sequence[tuple[str, Sequence[Value]]]) -> list[Result]:
         """As :meth:`daydo_db.Tx.execute_all`, one after the other: the session's driver knows no other way."""

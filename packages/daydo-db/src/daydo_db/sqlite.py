@@ -18,7 +18,7 @@ from pathlib import Path
 import aiosqlite
 
 from .config import DatabaseConfig, Location
-from .errors import ConnectionLost, QueryTimeout, StatementFailed
+from .errors import ConnectionLost, LockTimeout, QueryTimeout, StatementFailed
 from .mapping import from_sqlite
 from .telemetry import Telemetry
 from .tx import SQLITE, Result, Statement, Value, compile_statement
@@ -26,6 +26,7 @@ from .tx import SQLITE, Result, Statement, Value, compile_statement
 # Of 4 KiB, so the log may grow to 32 MiB. Of pages that many commits change the last version alone is copied back into
 # the file: a fourth more transactions of sixty rows than with SQLite's 1,000.
 _LOG_PAGES = 8_000
+_PAUSE_S = 0.01
 
 
 class SqliteEngine:
@@ -77,6 +78,7 @@ class SqliteConnection:
         self._driver = driver
         self._timeout_s = config.statement_timeout_s
         self._close_s = config.connect_timeout_s
+        self._lock_s = config.lock_timeout_s
         self._telemetry = telemetry
         self._closed = False
         self._abandoned = False
@@ -92,13 +94,24 @@ class SqliteConnection:
 
     async def prepare(self, *, writable: bool) -> None:
         """Session settings. WAL lets readers go on while one writes; FULL keeps a commit through a power cut."""
-        if writable and (await self.script("PRAGMA journal_mode")).rows != [("wal",)]:
-            await self.script("PRAGMA journal_mode=WAL")
+        if writable:
+            await self._use_wal()
         await self.script("PRAGMA synchronous=FULL")
         await self.script(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
         await self.script("PRAGMA foreign_keys=ON")
         if not writable:
             await self.script("PRAGMA query_only=ON")
+
+    async def _use_wal(self) -> None:
+        """The switch needs the file for itself, and here SQLite does not wait for others as it does elsewhere."""
+        until_s = time.monotonic() + self._lock_s
+        while (await self.script("PRAGMA journal_mode")).rows != [("wal",)]:
+            try:
+                await self.script("PRAGMA journal_mode=WAL")
+            except LockTimeout:
+                if time.monotonic() > until_s:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
 
     async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
         return (await self._run([(statement, args)], self._timeout_s))[0]

@@ -32,7 +32,7 @@ from .tx import (
     Result,
     Statement,
     Value,
-    check_arguments,
+    bind,
     compile_statement,
     require_passing,
     require_single,
@@ -107,7 +107,7 @@ class Transaction:
                 statement=statement.text[:200],
             )
         require_passing(statement)
-        return statement, check_arguments(statement, args)
+        return bind(statement, args)
 
     async def _run(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
         try:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import compress
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -115,6 +117,36 @@ class Tx(Protocol):
         ...
 
 
+_SIMPLE = frozenset({int, str})
+_PLAIN = _SIMPLE | {type(None), bool, bytes}
+
+
+class Kinds:
+    """What the types of some arguments tell of them; found out once for all that are alike.
+
+    Attributes:
+        texts: a byte for each argument: 1 where it is a str.
+        simple: every one is an int or a str, and of no subclass.
+    """
+
+    __slots__ = ("_fields", "_integers", "_plain", "simple", "texts")
+
+    def __init__(self, types: Sequence[type]) -> None:
+        self.texts = bytes([kind is str for kind in types])
+        self.simple = _SIMPLE.issuperset(types)
+        self._integers = bytes([kind is int for kind in types])
+        self._fields = struct.Struct(f"{sum(self._integers)}q")
+        self._plain = _PLAIN.issuperset(types)
+
+    def hold(self, args: Sequence[Value]) -> bool:
+        """Whether ``args``, of these kinds, can be stored as they are: all plain, and no integer beyond 64 bits."""
+        try:
+            self._fields.pack(*compress(args, self._integers))
+        except struct.error:
+            return False
+        return self._plain
+
+
 class Statement(NamedTuple):
     """A statement compiled for one dialect.
 
@@ -124,6 +156,7 @@ class Statement(NamedTuple):
         verb: its first word in capitals.
         writes: its verb says that it changes data or tables.
         lasts: it changes the connection it runs on beyond itself: ``SET``, ``USE``, a temporary table.
+        kinds: those of its arguments, where :func:`bind` has seen them.
     """
 
     text: str
@@ -131,6 +164,7 @@ class Statement(NamedTuple):
     verb: str
     writes: bool = False
     lasts: bool = False
+    kinds: Kinds | None = None
 
 
 # What is not code is passed over: a question mark in a literal, a quoted name or a comment is no placeholder.
@@ -165,7 +199,7 @@ _LASTING = {
 }
 _INNERMOST = re.compile(r"\([^()]*\)")
 _WORD = re.compile(r"\b(?:SELECT|VALUES|TABLE|INSERT|UPDATE|DELETE|REPLACE)\b", re.IGNORECASE)
-_CACHED_CHARS = 4096
+_CACHED_CHARS = 8192
 
 
 def compile_statement(dialect: DialectName, sql: str) -> Statement:
@@ -174,6 +208,11 @@ def compile_statement(dialect: DialectName, sql: str) -> Statement:
     A text that is long is compiled each time: few come twice, and 4,096 of them would fill the memory.
     """
     return _compile(dialect, sql) if len(sql) > _CACHED_CHARS else _compiled(dialect, sql)
+
+
+def is_remembered(statement: Statement) -> bool:
+    """Whether it is short enough to be kept, and what is made of it."""
+    return len(statement.text) <= _CACHED_CHARS
 
 
 def _compile(dialect: DialectName, sql: str) -> Statement:
@@ -190,7 +229,7 @@ def _compile(dialect: DialectName, sql: str) -> Statement:
     return Statement("%s".join(pieces), len(marks), name, writes, lasts)
 
 
-_compiled = lru_cache(maxsize=4096)(_compile)
+_compiled = lru_cache(maxsize=2048)(_compile)
 
 
 def _verb_behind_with(dialect: DialectName, code: str) -> str:
@@ -233,12 +272,11 @@ def require_single(dialect: DialectName, statement: Statement) -> None:
         raise StatementFailed(reason=reason, statement=statement.text[:200])
 
 
-_PLAIN = frozenset({type(None), bool, int, str, bytes})
 _INTEGERS = (-(2**63), 2**63 - 1)
 
 
-def check_arguments(statement: Statement, args: Sequence[Value]) -> Sequence[Value]:
-    """The arguments as plain values: enum members and other subclasses become their base.
+def bind(statement: Statement, args: Sequence[Value]) -> tuple[Statement, tuple[Value, ...]]:
+    """The statement for these arguments alone, and they as plain values: enum members and the like become their base.
 
     Raises:
         TypeError: their number is wrong, or one is not a :data:`Value`.
@@ -246,13 +284,26 @@ def check_arguments(statement: Statement, args: Sequence[Value]) -> Sequence[Val
     """
     if len(args) != statement.placeholders:
         raise TypeError(f"the statement has {statement.placeholders} placeholders and got {len(args)} arguments")
+    args = tuple(args)  # What was looked at is what will be sent, whatever becomes of a list meanwhile.
     # Nearly always all is well, which is seen without a step of Python for each of a thousand values.
-    integers = [value for value in args if type(value) is int]
-    if not _PLAIN.issuperset(map(type, args)) or (
-        integers and not (_INTEGERS[0] <= min(integers) and max(integers) <= _INTEGERS[1])
-    ):
-        return [_plain(position, value) for position, value in enumerate(args, 1)]
-    return args
+    bound, kinds = _bound(statement, args)
+    if not kinds.hold(args):
+        args = tuple(_plain(position, value) for position, value in enumerate(args, 1))
+        bound, _ = _bound(statement, args)
+    return bound, args
+
+
+def _bound(statement: Statement, args: tuple[Value, ...]) -> tuple[Statement, Kinds]:
+    types = tuple(map(type, args))
+    return _with_kinds(statement, types) if is_remembered(statement) else _with_new_kinds(statement, types)
+
+
+def _with_new_kinds(statement: Statement, types: tuple[type, ...]) -> tuple[Statement, Kinds]:
+    kinds = Kinds(types)
+    return statement._replace(kinds=kinds), kinds
+
+
+_with_kinds = lru_cache(maxsize=1024)(_with_new_kinds)
 
 
 def _plain(position: int, value: object) -> Value:
