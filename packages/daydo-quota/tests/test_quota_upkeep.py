@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from daydo_db import Database, StatementFailed, Tx
+from daydo_db import CommitUnknown, Database, StatementFailed, Tx
+from daydo_db.transaction import Transaction
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_quota import Account, Audit, Balance, BooksDisagree, Entry, Ledger, LedgerConfig, upkeep
 from daydo_quota.testing import check_books
@@ -123,6 +124,31 @@ async def test_an_account_whose_books_are_broken_keeps_no_other_waiting(
         assert value(ledger, "settlements_total", "expired") == 3
         for account in accounts[2:]:
             assert await ledger.balance(account) == Balance(available=5)
+
+
+async def test_a_sweep_of_which_nobody_knows_whether_it_was_kept_is_looked_at_again(
+    db: Database, clock: ManualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was, here: nothing is written twice, and nobody is told that an account's books are broken."""
+    commit = Transaction.commit
+
+    async def commit_unheard(tx: Transaction) -> None:
+        await commit(tx)
+        tx.outcome = "unknown"
+        raise CommitUnknown
+
+    async with Ledger(db, LedgerConfig(sweep_interval_s=0, audit_interval_s=0), clock=clock) as ledger:
+        account = Account("acme", "u_7", "credits")
+        await ledger.grant(account, 5, key="order")
+        await ledger.reserve(account, 2, key="task", ttl_s=30)
+        clock.advance(60)
+        with monkeypatch.context() as unheard:
+            unheard.setattr(Transaction, "commit", commit_unheard)
+            assert await ledger.sweep() == 0
+        assert await ledger.sweep() == 0
+        assert [entry.kind for entry in await whole_history(ledger)] == ["hold_expired", "held", "granted"]
+    assert not caplog.records
+    await check_books(db)
 
 
 async def test_health_tells_of_holds_that_are_stuck(db: Database, clock: ManualClock) -> None:

@@ -14,6 +14,7 @@ import time
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _TAIL_BITS = 74
 _PAIRS = [high + low for high in ALPHABET for low in ALPHABET]
+_40_BITS = (1 << 40) - 1
 
 _lock = threading.Lock()
 _last_ms = 0
@@ -23,8 +24,14 @@ _last_tail = 0
 def new_id(prefix: str) -> str:
     """``new_id("run")`` → ``run_01JD…`` (prefix, underscore, 26 characters)."""
     ms, tail = _next()
-    number = ms << 80 | 0x7 << 76 | (tail >> 62) << 64 | 0b10 << 62 | (tail & (1 << 62) - 1)
-    return f"{prefix}_" + "".join(_PAIRS[number >> shift & 0x3FF] for shift in range(120, -1, -10))
+    # The UUID's lower 80 bits: version, 12 of the tail, variant, 62 of the tail.
+    high, low = 0x7 << 36 | tail >> 62 << 24 | 0b10 << 22 | tail >> 40 & 0x3FFFFF, tail & _40_BITS
+    return f"{prefix}_{_PAIRS[ms >> 40]}{_eight(ms & _40_BITS)}{_eight(high)}{_eight(low)}"
+
+
+def _eight(bits: int) -> str:
+    """40 bits as characters."""
+    return f"{_PAIRS[bits >> 30]}{_PAIRS[bits >> 20 & 0x3FF]}{_PAIRS[bits >> 10 & 0x3FF]}{_PAIRS[bits & 0x3FF]}"
 
 
 def _next() -> tuple[int, int]:

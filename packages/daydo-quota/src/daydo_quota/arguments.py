@@ -20,8 +20,6 @@ MAX_PRIORITY = 100
 MAX_ZONE = 64
 MAX_LEGS = 16
 
-# No spaces: a padding collation would take "a" and "a " for the same key.
-_VISIBLE = re.compile(r"[!-~]+")
 _WORDS = re.compile(r"[!-~]+( [!-~]+)*")
 # Half of a character: Python keeps it in a text, UTF-8 cannot write it.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -29,7 +27,8 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 def check_account(account: AccountLike) -> AccountKey:
     """(tenant, subject, unit), or BadName."""
-    return *check_owner(account.tenant, account.subject), check_name("unit", account.unit, MAX_UNIT)
+    tenant, subject = check_owner(account.tenant, account.subject)
+    return tenant, subject, check_name("unit", account.unit, MAX_UNIT)
 
 
 def check_owner(tenant: str, subject: str) -> tuple[str, str]:
@@ -73,11 +72,16 @@ def check_key(key: str) -> str:
 
 def check_hold_key(hold_key: str) -> str:
     """The key of a hold to refund: it takes no key, so it may be one of our own, as text."""
-    return check_name("hold_key", hold_key, MAX_KEY, _WORDS)
+    if not isinstance(hold_key, str) or len(hold_key) > MAX_KEY or not _WORDS.fullmatch(hold_key):
+        raise BadName(field="hold_key", most=MAX_KEY)
+    return hold_key
 
 
-def check_name(field: str, value: str, most: int, form: re.Pattern[str] = _VISIBLE) -> str:
-    if not isinstance(value, str) or len(value) > most or not form.fullmatch(value):
+def check_name(field: str, value: str, most: int) -> str:
+    """1 to ``most`` visible ASCII characters, or BadName."""
+    # No spaces: a padding collation would take "a" and "a " for the same key.
+    visible = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
+    if not visible or not 0 < len(value) <= most:
         raise BadName(field=field, most=most)
     return value
 
@@ -113,6 +117,7 @@ def check_calendar(every: Every, zone: str, anchor: Anchor) -> None:
 
 def check_ttl(ttl_s: float, most_s: float) -> int:
     """Microseconds."""
-    if not 0 < ttl_s <= most_s or round(ttl_s * 1_000_000) < 1:
+    ttl_us = round(ttl_s * 1_000_000) if 0 < ttl_s <= most_s else 0
+    if not ttl_us:
         raise BadPeriod(field="ttl_s")
-    return round(ttl_s * 1_000_000)
+    return ttl_us

@@ -336,9 +336,9 @@ class Batcher:
         return written
 
     def _see_into_lanes(self, calls: list[_Call], line: _Line, written: Written) -> None:
-        left = [call for call, outcome in zip(calls, written.outcomes, strict=True) if outcome is None]
-        if not left:
+        if not written.held and not written.missing:
             return
+        left = [call for call, outcome in zip(calls, written.outcomes, strict=True) if outcome is None]
         held = [call for call in left if any(account in written.held for account in call.accounts)]
         self._move(held, written.held, line)
         newcomers = [call for call in left if written.held.isdisjoint(call.accounts)]

@@ -8,7 +8,7 @@ from typing import Literal
 from daydo_kernel import Counter, Gauge, Metrics
 
 from .errors import InsufficientQuota, QuotaError
-from .model import Allowance, Grant, Hold
+from .model import Allowance, EntryKind, Grant, Hold
 from .ops import (
     Allow,
     Cancel,
@@ -31,7 +31,7 @@ Cells = dict[str, Counter]
 _MAX_UNITS = 100
 _MOVES = ("granted", "held", "spent", "owed", "repaid", "returned", "refunded", "expired")
 _ALLOWED = ("allowed", "disallowed", "replayed", "refused")
-_SETTLEMENTS = {"confirmed": "confirmed", "cancelled": "cancelled", "hold_expired": "expired"}
+_ANSWERS = (Hold, Grant, Allowance, list)
 _OPERATIONS: dict[type[Op], str] = {
     GrantUnits: "grant",
     Allow: "allow",
@@ -70,6 +70,25 @@ class Counts:
             name: self.metrics.counter(f"{name}_units_total", f"Units {name}.", ("unit",), max_cells=_MAX_UNITS)
             for name in _MOVES
         }
+        # By kind of entry: its cell, and what its amount counts as.
+        self._entries: dict[EntryKind, tuple[Counter, str]] = {
+            "granted": (self._grants["granted"], "granted"),
+            "held": (self._holds["held"], "held"),
+            "charged": (self._charges["charged"], "spent"),
+            "captured": (self._captures["captured"], "spent"),
+            "refunded": (self._refunds["refunded"], "refunded"),
+        }
+        self._ends: dict[EntryKind, Counter] = {
+            "confirmed": self._settlements["confirmed"],
+            "cancelled": self._settlements["cancelled"],
+            "hold_expired": self._settlements["expired"],
+        }
+        # What leaves no entry.
+        self._silent: dict[type[Op], Counter] = {
+            Extend: self._extensions["extended"],
+            Allow: self._allowances["allowed"],
+            Disallow: self._allowances["disallowed"],
+        }
         seconds = self.metrics.histogram("operation_seconds", "From call to answer.", ("operation",))
         self._seconds = {kind: seconds.cell(name) for kind, name in _OPERATIONS.items()}
         self._upkeep_seconds = {name: seconds.cell(name) for name in ("sweep", "audit", "roll_up")}
@@ -96,7 +115,7 @@ class Counts:
         for entry in done.entries:
             self._entered(accounts[entry.account_id].unit, entry)
         for op, outcome in zip(ops, done.outcomes, strict=True):
-            if isinstance(outcome, Grant | Hold | Allowance | list):
+            if isinstance(outcome, _ANSWERS):
                 self._done(op, outcome)
 
     def upkeep_took(self, what: Literal["sweep", "audit", "roll_up"], seconds: float) -> None:
@@ -151,33 +170,20 @@ class Counts:
             outcome = outcome[0]
         if not outcome.created:
             self._asked(op)["replayed"].inc()
-        elif isinstance(op, Extend):
-            self._extensions["extended"].inc()
-        elif isinstance(op, Allow | Disallow):
-            self._allowances["allowed" if isinstance(op, Allow) else "disallowed"].inc()
+        elif type(op) in self._silent:
+            self._silent[type(op)].inc()
         elif isinstance(outcome, Hold) and outcome.phase == "tombstone":
             self._settlements["tombstone"].inc()
 
     def _entered(self, unit: str, entry: EntryRow) -> None:
-        if entry.kind == "granted":
-            self._grants["granted"].inc()
-            self._units["granted"].cell(unit).inc(entry.amount)
-        elif entry.kind == "held":
-            self._holds["held"].inc()
-            self._units["held"].cell(unit).inc(entry.amount)
-        elif entry.kind == "charged":
-            self._charges["charged"].inc()
-            self._units["spent"].cell(unit).inc(entry.amount)
-        elif entry.kind == "captured":
-            self._captures["captured"].inc()
-            self._units["spent"].cell(unit).inc(entry.amount)
+        if entry.kind in self._entries:
+            count, units = self._entries[entry.kind]
+            count.inc()
+            self._units[units].cell(unit).inc(entry.amount)
         elif entry.kind == "repaid":
             self._units["repaid"].cell(unit).inc(entry.amount)
-        elif entry.kind == "refunded":
-            self._refunds["refunded"].inc()
-            self._units["refunded"].cell(unit).inc(entry.amount)
-        elif entry.kind in _SETTLEMENTS:
-            self._settlements[_SETTLEMENTS[entry.kind]].inc()
+        elif entry.kind in self._ends:
+            self._ends[entry.kind].inc()
             self._units["spent"].cell(unit).inc(entry.spent_change)
             # Negative where a confirm took more than it held.
             self._units["returned"].cell(unit).inc(max(0, entry.available_change))

@@ -3,15 +3,14 @@
 Its session may be at REPEATABLE READ with an old snapshot, so everything is read with locks. One exception: a locking
 read of a *missing* key would lock a gap there, and two newcomers would deadlock. So keys of rows to be made are looked
 up plainly first, and where a row is missing only because the snapshot is old, its INSERT says so (``UniqueViolation``):
-then the state is read again, with ``sure=True``. A refusal is looked into in that way, too: it may be a repeat that the
-snapshot does not show. At REPEATABLE READ that locks the gap where its key would be, until the caller ends.
+then the state is read again, with ``sure=True``. A refusal is looked into in that way, too: it may be a repeat, or name
+a hold, that the snapshot does not show. At REPEATABLE READ that locks the gap where its key would be, until the caller
+ends.
 
 Accounts are locked one by one, in the order of their owners.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from daydo_db import Tx, read_now_us
 from daydo_kernel import Clock
@@ -34,14 +33,10 @@ from .store import (
     Found,
     Row,
     Store,
-    allowance_keys,
-    amendment_keys,
     by_key,
-    grant_keys,
-    hold_keys,
     inserts,
+    keys_of,
     marks,
-    old_hold_keys,
     opening,
     select,
 )
@@ -62,10 +57,10 @@ class EnlistedStore(Store):
         keys, opened = sorted(accounts_of(op)), opening([op])
         locked = [await self._lock(key, key in opened) for key in keys]
         accounts = {owner_of(row): row for row in locked if row is not None}
-        grants = await self._by_key(GrantRow, grant_keys([op]), sure)
-        holds = await self._named_holds(op, sure)
-        amendments = await self._by_key(AmendmentRow, amendment_keys([op]), sure)
-        allowances = await self._by_key(AllowanceRow, allowance_keys([op]), sure)
+        grants = await self._by_key(GrantRow, op, sure)
+        holds = await self._by_key(HoldRow, op, sure)
+        amendments = await self._by_key(AmendmentRow, op, sure)
+        allowances = await self._by_key(AllowanceRow, op, sure)
         # To lock what is not needed would lock gaps in which others put theirs.
         moved = [] if isinstance(op, _QUIET) else sorted(row.id for row in accounts.values())
         now_us = await read_now_us(self.tx, self._clock)
@@ -96,15 +91,8 @@ class EnlistedStore(Store):
             rows = await self._fetch(AccountRow, locking, key)
         return rows[0] if rows else None
 
-    async def _named_holds(self, op: Op, sure: bool) -> list[HoldRow]:
-        holds = await self._by_key(HoldRow, hold_keys([op]), sure)
-        if self.locking and not sure:
-            # Not to be made but to be there, so they are missing because the snapshot is old, or the caller is wrong.
-            seen = {(row.tenant, row.op_key) for row in holds}
-            holds += await self._by_key(HoldRow, [key for key in old_hold_keys([op]) if key not in seen], sure=True)
-        return holds
-
-    async def _by_key(self, table: type[Row], keys: Sequence[tuple[str, ...]], sure: bool) -> list[Row]:
+    async def _by_key(self, table: type[Row], op: Op, sure: bool) -> list[Row]:
+        keys = keys_of(table, [op])
         if not keys:
             return []
         where, args = by_key(table, keys)

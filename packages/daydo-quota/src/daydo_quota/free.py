@@ -48,10 +48,10 @@ class FreeStore(Store):
         _recall(ops, true, found)
         accounts |= {key: sheet.account for key, sheet in true.items()}
         left_out = held | missing
-        ready = [op for op in ops if not left_out or left_out.isdisjoint(accounts_of(op))]
+        ready = [op for op in ops if left_out.isdisjoint(accounts_of(op))] if left_out else ops
         state, now_us = await self._complete(ready, accounts, found, ALL_DUE)
         sheets = {sheet.account.id: sheet for sheet in true.values()}
-        return Reading(state, now_us, held, missing, sheets | sheets_of(state, found.complete - sheets.keys()))
+        return Reading(ready, state, now_us, held, missing, sheets | sheets_of(state, found.complete - sheets.keys()))
 
     async def write(self, plan: Plan) -> None:
         """As :meth:`Store.write`. If that fails, perhaps for rows that are not as remembered, they are read again."""

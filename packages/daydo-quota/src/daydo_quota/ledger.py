@@ -750,12 +750,10 @@ class Ledger(Part):
         """In a transaction of the batcher's; as its ``Write``."""
         store = FreeStore(tx, self.clock, patience_s, self._memory)
         reading = await (store.read(ops) if waits else store.read_free(ops))
-        left_out = reading.held | reading.missing
-        ready = [op for op in ops if not left_out or left_out.isdisjoint(accounts_of(op))]
-        decided = plan(ready, reading.state, reading.now_us, self._rules)
-        await self._make_so(ready, decided, store)
+        decided = plan(reading.ready, reading.state, reading.now_us, self._rules)
+        await self._make_so(reading.ready, decided, store)
         tx.after_commit(partial(self._memory.learn, reading.sheets, decided))
-        outcomes = iter(decided.outcomes)
+        left_out, outcomes = reading.held | reading.missing, iter(decided.outcomes)
         told = [next(outcomes) if left_out.isdisjoint(accounts_of(op)) else None for op in ops]
         return Written(told, reading.held, reading.missing)
 

@@ -9,6 +9,7 @@ last second in a crash, comes to the same count again with other rows.
 from __future__ import annotations
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from itertools import chain
 
@@ -25,7 +26,8 @@ def new_stamp() -> int:
 class Sheet:
     """An account, all its grants that are not closed, by id, and by key those of its open holds that were met here.
 
-    It is the memory's own, and changes with it; the rows in it never do.
+    It is the memory's own and changes with what the main line writes, which has each account in one batch at a time; a
+    lane's batch leaves a new one in its place. The rows in it never change.
     """
 
     __slots__ = ("account", "grants", "holds", "size")
@@ -67,7 +69,7 @@ class Memory:
     def __init__(self, most: int) -> None:
         self._most = most
         self._size = 0
-        self._sheets: dict[AccountKey, Sheet] = {}
+        self._sheets: OrderedDict[AccountKey, Sheet] = OrderedDict()
 
     def get(self, owner: AccountKey) -> Sheet | None:
         return self._sheets.get(owner)
@@ -86,7 +88,7 @@ class Memory:
         for sheet in sheets.values():
             self._keep(owner_of(sheet.account), sheet)
         while self._size > self._most:
-            self.forget(next(iter(self._sheets)))
+            self._size -= self._sheets.popitem(last=False)[1].size
 
     def forget(self, owner: AccountKey) -> None:
         if (known := self._sheets.pop(owner, None)) is not None:

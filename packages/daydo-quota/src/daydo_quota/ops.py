@@ -1,12 +1,15 @@
 """What can be asked of the planner: one struct per call, its arguments checked and in microseconds.
 
-``id`` is the new row's, if one is made: the planner makes no ids of its own.
+``id`` is the new row's, if one is made: the planner makes no ids of its own. Where there is a ``facts``, these are what
+the key stands for: the parameters as the caller gave them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import NamedTuple
+from operator import attrgetter
+from typing import NamedTuple, final
 
 import msgspec
 
@@ -28,6 +31,10 @@ class GrantUnits(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_us: int | None
     reason: str
 
+    def facts(self) -> tuple[object, ...]:
+        times = self.effective_at_us, self.expires_at_us
+        return self.account, self.amount, self.source, self.priority, *times
+
 
 class Allow(msgspec.Struct, frozen=True, kw_only=True):
     """Add ``amount`` in every period. Times are microseconds, None as in Ledger.allow."""
@@ -44,6 +51,10 @@ class Allow(msgspec.Struct, frozen=True, kw_only=True):
     starts_at_us: int | None
     until_us: int | None
     reason: str
+
+    def facts(self) -> tuple[object, ...]:
+        calendar = self.every, self.zone, self.anchor, self.starts_at_us, self.until_us
+        return self.account, self.amount, self.source, self.priority, *calendar
 
 
 class Disallow(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +75,9 @@ class Reserve(msgspec.Struct, frozen=True, kw_only=True):
     ttl_given_us: int | None
     reason: str
 
+    def facts(self) -> tuple[object, ...]:
+        return self.account, self.amount, self.ttl_given_us
+
 
 class Leg(NamedTuple):
     """One account's share in a :class:`ReserveAll`; ``id`` is the new hold's."""
@@ -73,6 +87,7 @@ class Leg(NamedTuple):
     amount: int
 
 
+@final
 class ReserveAll(msgspec.Struct, frozen=True, kw_only=True):
     """:class:`Reserve` of every leg, or of none. The accounts differ, the tenant does not."""
 
@@ -81,6 +96,9 @@ class ReserveAll(msgspec.Struct, frozen=True, kw_only=True):
     ttl_us: int
     ttl_given_us: int | None
     reason: str
+
+    def facts(self) -> tuple[object, ...]:
+        return sorted((leg.account, leg.amount) for leg in self.legs), self.ttl_given_us
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +111,9 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
     overage: Overage
     reason: str
 
+    def facts(self) -> tuple[object, ...]:
+        return self.account, self.amount, "charge"
+
 
 class Capture(msgspec.Struct, frozen=True, kw_only=True):
     """Charge ``amount`` of the open hold ``hold_key``, which stays open; ``id`` is the new amendment's."""
@@ -103,6 +124,9 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     hold_key: str
     amount: int
     reason: str
+
+    def facts(self) -> tuple[object, ...]:
+        return self.account, self.hold_key, self.amount
 
 
 class Confirm(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +158,9 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
     amount: int
     reason: str
 
+    def facts(self) -> tuple[object, ...]:
+        return self.account, self.hold_key, self.amount
+
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
     """Return what the hold was not charged; ``id`` is the tombstone's, if there is no hold."""
@@ -158,36 +185,29 @@ SingleOp = GrantUnits | Allow | Disallow | Reserve | Charge | Capture | Confirm 
 Op = SingleOp | ReserveAll
 
 
+KeyedOp = GrantUnits | Allow | Reserve | ReserveAll | Charge | Capture | Refund
+
+_SETTLED_KEY: dict[type[Op], Callable[[Op], str]] = {
+    Confirm: attrgetter("key"),
+    Cancel: attrgetter("key"),
+    Extend: attrgetter("key"),
+    Capture: attrgetter("hold_key"),
+    Refund: attrgetter("hold_key"),
+}
+_ENCODE = msgspec.json.Encoder().encode
+
+
 def accounts_of(op: Op) -> tuple[AccountKey, ...]:
     """The accounts that must be locked and read for ``op``."""
-    return tuple(leg.account for leg in op.legs) if isinstance(op, ReserveAll) else (op.account,)
+    return tuple(leg.account for leg in op.legs) if type(op) is ReserveAll else (op.account,)
 
 
 def settled_key(op: Op) -> str | None:
     """The key of the hold that ``op`` does something with, if it is about one that should be there."""
-    match op:
-        case Confirm() | Cancel() | Extend():
-            return op.key
-        case Capture() | Refund():
-            return op.hold_key
-    return None
+    key_of = _SETTLED_KEY.get(type(op))
+    return None if key_of is None else key_of(op)
 
 
-def fingerprint(op: GrantUnits | Allow | Reserve | ReserveAll | Charge | Capture | Refund) -> str:
-    """32 hex digits over the parameters as the caller gave them."""
-    facts: list[object]
-    match op:
-        case GrantUnits():
-            facts = [op.account, op.amount, op.source, op.priority, op.effective_at_us, op.expires_at_us]
-        case Allow():
-            calendar = [op.every, op.zone, op.anchor, op.starts_at_us, op.until_us]
-            facts = [op.account, op.amount, op.source, op.priority, *calendar]
-        case Reserve():
-            facts = [op.account, op.amount, op.ttl_given_us]
-        case ReserveAll():
-            facts = [sorted((leg.account, leg.amount) for leg in op.legs), op.ttl_given_us]
-        case Charge():
-            facts = [op.account, op.amount, "charge"]
-        case Capture() | Refund():
-            facts = [op.account, op.hold_key, op.amount]
-    return blake2b(msgspec.json.encode(facts), digest_size=16).hexdigest()
+def fingerprint(op: KeyedOp) -> str:
+    """32 hex digits over ``facts``."""
+    return blake2b(_ENCODE(op.facts()), digest_size=16).hexdigest()

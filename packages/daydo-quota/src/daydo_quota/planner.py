@@ -82,7 +82,6 @@ from .ops import (
     Disallow,
     Extend,
     GrantUnits,
-    Leg,
     Op,
     Refund,
     Reserve,
@@ -128,22 +127,38 @@ class _Planner:
         self.now_us = book.now_us
 
     def decide(self, op: Op) -> Outcome:
-        accounts = [self.book.accounts[key] for key in accounts_of(op) if key in self.book.accounts]
         try:
-            for account in accounts:
-                self._bring_up_to_date(account, asked=not isinstance(op, CatchUp) or op.asked)
-            before = [account.available for account in accounts]
-            outcome = self._reserve_all(op) if isinstance(op, ReserveAll) else self._decide_in(op)
+            return self._decide_in_all(op) if type(op) is ReserveAll else self._decide_in_one(op)
         except QuotaError as refusal:
             return refusal
-        for account, available in zip(accounts, before, strict=True):
-            self._notice_if_low(account, available, account.available)
+
+    def _decide_in_all(self, op: ReserveAll) -> list[Hold]:
+        accounts = {key: self.book.accounts[key] for key in accounts_of(op) if key in self.book.accounts}
+        for account in accounts.values():
+            self._bring_up_to_date(account)
+        before = {key: account.available for key, account in accounts.items()}
+        holds = self._reserve_all(op, accounts)
+        for key, account in accounts.items():
+            self._notice_if_low(account, before[key], account.available)
+        return holds
+
+    def _decide_in_one(self, op: SingleOp) -> Outcome:
+        account = self.book.accounts.get(op.account)
+        if account is None:
+            return self._without_account(op)
+        self._bring_up_to_date(account, asked=type(op) is not CatchUp or op.asked)
+        before = account.available
+        outcome = _DECISIONS[type(op)](self, account, op)
+        self._notice_if_low(account, before, account.available)
         return outcome
 
-    def _bring_up_to_date(self, account: AccountRow, *, asked: bool) -> None:
+    def _bring_up_to_date(self, account: AccountRow, *, asked: bool = True) -> None:
         self.book.require_sound_debt(account)
-        before, renews = account.available, account.renews_at_us <= self.now_us
-        if account.next_due_at_us <= self.now_us:
+        due, renews = account.next_due_at_us <= self.now_us, account.renews_at_us <= self.now_us
+        if not (due or renews):
+            return
+        before = account.available
+        if due:
             catch_up(self.book, account)
         if renews and asked:
             renew(self.book, account)
@@ -155,12 +170,6 @@ class _Planner:
         low = self.book.rules.low_balance.get(account.unit, 0)
         if after < low <= before:
             self.book.notices.append(Notice(account.id, "low", {"available": after, "low_balance": low}))
-
-    def _decide_in(self, op: SingleOp) -> Outcome:
-        account = self.book.accounts.get(op.account)
-        if account is None:
-            return self._without_account(op)
-        return _DECISIONS[type(op)](self, account, op)
 
     def _without_account(self, op: SingleOp) -> Outcome:
         # Only these open an account: a grant, an allowance, a cancel, a charge that may owe. The store has done so.
@@ -252,10 +261,9 @@ class _Planner:
         if known is not None:
             return _hold_result(account, known, created=known.id == op.id)
         self.book.require(account, op.amount)
-        return self._hold(account, Leg(op.id, op.account, op.amount), op, leg=0)
+        return self._hold(account, op.id, op.amount, op)
 
-    def _reserve_all(self, op: ReserveAll) -> list[Hold]:
-        accounts = {key: self.book.accounts[key] for key in accounts_of(op) if key in self.book.accounts}
+    def _reserve_all(self, op: ReserveAll, accounts: dict[AccountKey, AccountRow]) -> list[Hold]:
         rows = self.book.holds_of_key.get((op.legs[0].account[0], op.key), ())
         if rows:
             return self._reserved_before(op, accounts, rows)
@@ -264,10 +272,8 @@ class _Planner:
                 raise insufficient(leg.account, leg.amount, 0)
             self.book.require(accounts[leg.account], leg.amount)
         first = min(accounts)
-        return [
-            self._hold(accounts[leg.account], leg, op, leg=0 if leg.account == first else accounts[leg.account].id)
-            for leg in op.legs
-        ]
+        leg_of = {key: 0 if key == first else account.id for key, account in accounts.items()}
+        return [self._hold(accounts[key], row_id, amount, op, leg=leg_of[key]) for row_id, key, amount in op.legs]
 
     def _reserved_before(
         self, op: ReserveAll, accounts: dict[AccountKey, AccountRow], rows: Sequence[HoldRow]
@@ -282,12 +288,12 @@ class _Planner:
         found = [(accounts[leg.account], of_account[accounts[leg.account].id], leg) for leg in op.legs]
         return [_hold_result(account, row, created=row.id == leg.id) for account, row, leg in found]
 
-    def _hold(self, account: AccountRow, what: Leg, op: Reserve | ReserveAll, *, leg: int) -> Hold:
-        row = self._new_hold(account, what.id, op.key, "open", fingerprint=fingerprint(op), leg=leg)
-        row.amount, row.expires_at_us = what.amount, self.now_us + op.ttl_us
-        row.parts = self.book.take(account, what.amount)
+    def _hold(self, account: AccountRow, row_id: str, amount: int, op: Reserve | ReserveAll, *, leg: int = 0) -> Hold:
+        row = self._new_hold(account, row_id, op.key, "open", fingerprint=fingerprint(op), leg=leg)
+        row.amount, row.expires_at_us = amount, self.now_us + op.ttl_us
+        row.parts = self.book.take(account, amount)
         look_at(account, row.expires_at_us)
-        self.book.post(account, row, "held", row.amount, op.reason, available=-row.amount, reserved=row.amount)
+        self.book.post(account, row, "held", amount, op.reason, available=-amount, reserved=amount)
         return _hold_result(account, row, created=True)
 
     def _charge(self, account: AccountRow, op: Charge) -> Hold:
@@ -296,16 +302,16 @@ class _Planner:
             return _hold_result(account, known, created=known.id == op.id)
         beyond = self.book.spend(account, op.amount, owing=op.overage == "debt")
         row = self._new_hold(account, op.id, op.key, "confirmed", fingerprint=fingerprint(op))
-        self.book.settle(row, op.amount, beyond)
+        owed = self.book.settle(row, op.amount, beyond)
         self.book.post(
             account,
             row,
             "charged",
             op.amount,
             op.reason,
-            available=row.owed - op.amount,
+            available=owed - op.amount,
             spent=op.amount,
-            debt=row.owed,
+            debt=owed,
         )
         return _hold_result(account, row, created=True)
 
@@ -358,18 +364,18 @@ class _Planner:
         beyond = self.book.spend(account, extra, owing=op.overage == "debt")
         self.book.use(row, from_hold)
         returned, lost = self.book.give_back(account, row, self.now_us)
-        self.book.settle(row, charge, beyond)
+        owed = self.book.settle(row, charge, beyond)
         self.book.post(
             account,
             row,
             "confirmed",
             charge,
             op.reason,
-            available=returned + row.owed - extra,
+            available=returned + owed - extra,
             reserved=-reserved,
             spent=charge,
             expired=lost,
-            debt=row.owed,
+            debt=owed,
         )
         self.book.repay(account, self.now_us)
 

@@ -79,7 +79,7 @@ class GrantRow(msgspec.Struct):
     expired: int
 
 
-class Share(NamedTuple):
+class Share(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a hold took from one grant, how much of that was charged, and how much of the charge was refunded.
 
     ``amount`` is 0 for what was charged beyond the hold. A share of :data:`DEBT` is the last; when a grant pays, units
@@ -93,7 +93,7 @@ class Share(NamedTuple):
 
     @property
     def free(self) -> int:
-        return max(0, self.amount - self.used)
+        return self.amount - self.used if self.amount > self.used else 0
 
 
 PARTS = msgspec.json.Decoder(list[Share])

@@ -15,11 +15,10 @@ never in a circle. A batch that waits for nobody may take them in any order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from itertools import chain, groupby
-from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -83,23 +82,6 @@ _TABLES: dict[type[AnyRow], str] = {
     AllowanceRow: "daydo_quota_allowance",
     EntryRow: "daydo_quota_entry",
 }
-_CHANGING: dict[type[AnyRow], tuple[str, ...]] = {
-    AccountRow: (
-        "pending",
-        "available",
-        "reserved",
-        "spent",
-        "expired",
-        "debt",
-        "seq",
-        "next_due_at_us",
-        "renews_at_us",
-        "stamp",
-    ),
-    GrantRow: ("phase", "notice_at_us", "remaining", "held", "spent", "expired"),
-    HoldRow: ("phase", "captured", "final", "refunded", "parts", "expires_at_us", "resolved_at_us"),
-    AllowanceRow: ("until_us", "next_at_us", "period"),
-}
 # 0 or '' in most rows, and by default.
 _OFTEN_EMPTY: dict[type[AnyRow], frozenset[str]] = {
     GrantRow: frozenset(),
@@ -111,7 +93,6 @@ _OFTEN_EMPTY: dict[type[AnyRow], frozenset[str]] = {
         | {"available_change", "reserved_change", "spent_change", "expired_change", "debt_change"}
     ),
 }
-_CHANGES_OF = {table: attrgetter(*names) for table, names in _CHANGING.items()}
 _KEYED_BY: dict[type[AnyRow], str] = {
     GrantRow: "tenant = ? AND",
     HoldRow: "tenant = ? AND",
@@ -122,20 +103,19 @@ _KEYED_BY: dict[type[AnyRow], str] = {
 # The two ways of "make it unless it is there": catching UniqueViolation instead would leave a shared lock on the other
 # transaction's row, and two newcomers who both want it exclusively next would deadlock.
 _UNLESS_THERE = {"sqlite": "ON CONFLICT DO NOTHING", "mysql": "ON DUPLICATE KEY UPDATE id = id"}
-# How a column of new values is read from JSON. What does not stand here is a BIGINT.
-_TEXTS = {"id": "VARCHAR(48)", "phase": "VARCHAR(16)", "parts": "MEDIUMTEXT", "period": "VARCHAR(16)"}
 # A small table would otherwise be scanned, and every row locked on the way.
 _BY_OWNER = {"sqlite": "", "mysql": "FORCE INDEX (daydo_quota_account_owner)"}
 BY_ID = {"sqlite": "", "mysql": "FORCE INDEX (PRIMARY)"}
 
 
 class Reading(NamedTuple):
-    """What a batch may be decided on. Operations on accounts in ``held`` or ``missing`` are no part of it.
+    """What a batch may be decided on.
 
-    ``held``: other transactions have these. ``missing``: an operation would open these. ``sheets``: what may be
-    remembered once the batch is committed, by account id.
+    ``ready``: the operations, but those on accounts in ``held``, which other transactions have, or ``missing``, which
+    an operation would open. ``sheets``: what may be remembered once the batch is committed, by account id.
     """
 
+    ready: Sequence[Op]
     state: State
     now_us: int
     held: set[AccountKey]
@@ -170,7 +150,7 @@ class Store:
         lookups = Lookups(ops, [row.id for row in accounts.values()], self._now)
         found = lookups.read(await self.tx.execute_all(lookups.asked))
         state, now_us = await self._complete(ops, accounts, found, ALL_DUE)
-        return Reading(state, now_us, set(), set(), sheets_of(state, found.complete))
+        return Reading(ops, state, now_us, set(), set(), sheets_of(state, found.complete))
 
     async def read_due(self, account_id: int, limit: int) -> tuple[State, int]:
         """The first ``limit`` overdue holds of an account; an empty state if another process has the account."""
@@ -273,6 +253,8 @@ class Store:
     async def _charged_grants(self, ops: Sequence[Op], holds: Sequence[HoldRow], known: set[str]) -> list[GrantRow]:
         """Where refunds go: also to grants that are closed."""
         refunded = {(op.account[0], op.hold_key) for op in ops if isinstance(op, Refund)}
+        if not refunded:
+            return []
         parts = [part for row in holds if (row.tenant, row.op_key) in refunded for part in row.parts]
         ids = sorted({part.grant_id for part in parts if part.used > part.refunded} - known - {DEBT})
         return await self._by_id(GrantRow, ids)
@@ -343,10 +325,10 @@ class Lookups:
         self._ids = ids
         self._tables: list[type[_Keyed]] = []
         self.asked: list[Asked] = [(f"SELECT {now}", ())]
-        self._ask_keys(GrantRow, grant_keys(ops))
-        self._ask_keys(HoldRow, hold_keys(ops if about is None else about))
-        self._ask_keys(AmendmentRow, amendment_keys(ops))
-        self._ask_keys(AllowanceRow, allowance_keys(ops))
+        self._ask_keys(GrantRow, ops)
+        self._ask_keys(HoldRow, ops if about is None else about)
+        self._ask_keys(AmendmentRow, ops)
+        self._ask_keys(AllowanceRow, ops)
         if ids:
             self._tables.append(GrantRow)
             self.asked.append((_of_accounts(GrantRow, _UNFINISHED, ids), sorted(ids)))
@@ -359,8 +341,8 @@ class Lookups:
         amended, allowed = rows[AmendmentRow], rows[AllowanceRow]
         return Found(now_us, rows[GrantRow], rows[HoldRow], amended, allowed, set(self._ids))
 
-    def _ask_keys(self, table: type[_Keyed], keys: Sequence[tuple[str, ...]]) -> None:
-        if keys:
+    def _ask_keys(self, table: type[_Keyed], ops: Sequence[Op]) -> None:
+        if keys := keys_of(table, ops):
             condition, args = by_key(table, keys)
             self._tables.append(table)
             self.asked.append((f"{select(table)} WHERE {condition}", args))
@@ -403,9 +385,11 @@ async def read_unlocked(db: Database, accounts: Sequence[AccountRow], now_us: in
 
 def _renewing(ops: Sequence[Op], accounts: dict[AccountKey, AccountRow], now_us: int) -> list[int]:
     """The accounts of which the allowances must be known that are not over; those without any have none to be read."""
+    renewing = {key: row for key, row in accounts.items() if row.renews_at_us < NEVER_US}
+    if not renewing:
+        return []
     asked = {op.account for op in ops if isinstance(op, Allow | Disallow)}
-    until_us = {key: NEVER_US - 1 if key in asked else now_us for key in accounts}
-    return [row.id for key, row in accounts.items() if row.renews_at_us <= until_us[key]]
+    return [row.id for key, row in renewing.items() if row.renews_at_us <= now_us or key in asked]
 
 
 @lru_cache
@@ -484,30 +468,28 @@ def inserts(rows: Sequence[AnyRow]) -> Iterator[Asked]:
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
         table = type(some[0])
-        columns = dict(zip(table.__struct_fields__, zip(*map(_values, some), strict=True), strict=True))
+        columns = zip(table.__struct_fields__, zip(*map(astuple, some), strict=True), strict=True)
         # To read a literal costs a server more than to fill in a default.
-        used = {name: values for name, values in columns.items() if name not in _OFTEN_EMPTY[table] or any(values)}
+        often_empty = _OFTEN_EMPTY[table]
+        used = {name: _written(name, values) for name, values in columns if name not in often_empty or any(values)}
         yield _insert(table, tuple(used), len(some)), list(chain.from_iterable(zip(*used.values(), strict=True)))
 
 
 def _updates(dialect: str, rows: Sequence[ChangingRow], before: Mapping[int | str, ChangingRow]) -> Iterator[Asked]:
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
-        table = type(some[0])
-        changed = _changed_columns(table, some, [before[row.id] for row in some])
-        values = list(zip([row.id for row in some], *changed.values(), strict=True))
-        if dialect == "mysql":
-            yield _update_by_json(table, tuple(changed)), [msgspec.json.encode(values).decode()]
-        else:
-            yield _update_by_values(table, tuple(changed), len(some)), list(chain.from_iterable(values))
+        ids = [row.id for row in some]
+        changed = _changed_columns(some, [before[row_id] for row_id in ids])
+        alike = {name: values[0] for name, values in changed.items() if values.count(values[0]) == len(values)}
+        apart = {name: zip(ids, values, strict=True) for name, values in changed.items() if name not in alike}
+        args = [*alike.values(), *chain.from_iterable(chain(*apart.values())), *ids]
+        yield _update(dialect, type(some[0]), tuple(alike), tuple(apart), len(ids)), args
 
 
-def _changed_columns(
-    table: type[ChangingRow], rows: Sequence[ChangingRow], before: Sequence[ChangingRow]
-) -> dict[str, Sequence[Value]]:
+def _changed_columns(rows: Sequence[ChangingRow], before: Sequence[ChangingRow]) -> dict[str, Sequence[Value]]:
     """The new values, by column, of those that differ in any row."""
-    old, new = (zip(*map(_CHANGES_OF[table], some), strict=True) for some in (before, rows))
-    columns = zip(_CHANGING[table], old, new, strict=True)
+    old, new = (zip(*map(astuple, some), strict=True) for some in (before, rows))
+    columns = zip(rows[0].__struct_fields__, old, new, strict=True)
     return {name: _written(name, now) for name, was, now in columns if was != now}
 
 
@@ -521,34 +503,15 @@ def _insert(table: type[AnyRow], names: Sequence[str], count: int) -> str:
     return f"INSERT INTO {_TABLES[table]} ({', '.join(names)}) VALUES {places}"  # noqa: S608 - names of ours
 
 
-# Many rows, each to its own values. A CASE for each column would be gone through row by row, for every row.
+# A table of the new values to join with (JSON_TABLE, VALUES) costs a server more than to go through the cases.
 @lru_cache(maxsize=1024)
-def _update_by_json(table: type[AnyRow], names: Sequence[str]) -> str:
-    read = ", ".join(f"{name} {_kind(table, name)} PATH '$[{at}]'" for at, name in enumerate(("id", *names)))
-    changes = ", ".join(f"its.{name} = new.{name}" for name in names)
-    source = f"JSON_TABLE(?, '$[*]' COLUMNS ({read})) new"
-    # In this order and by its key, for a small table would be scanned and the rows of others waited for.
-    target = f"{_TABLES[table]} its FORCE INDEX (PRIMARY)"
-    return f"UPDATE {source} STRAIGHT_JOIN {target} ON its.id = new.id SET {changes}"  # noqa: S608 - names of ours
-
-
-def _kind(table: type[AnyRow], column: str) -> str:
-    if column not in _TEXTS or (table is AccountRow and column == "id"):
-        return "BIGINT"
-    return f"{_TEXTS[column]} CHARACTER SET ascii COLLATE ascii_bin"
-
-
-@lru_cache(maxsize=1024)
-def _update_by_values(table: type[AnyRow], names: Sequence[str], count: int) -> str:
-    changes = ", ".join(f"{name} = new.column{at}" for at, name in enumerate(names, 2))
-    values = ", ".join([f"(?, {marks(names)})"] * count)
-    return f"UPDATE {_TABLES[table]} AS its SET {changes} FROM (VALUES {values}) AS new WHERE its.id = new.column1"  # noqa: S608
-
-
-def _values(row: AnyRow) -> Sequence[Value]:
-    if type(row) is not HoldRow:
-        return astuple(row)
-    return [_parts(value) if type(value) is list else value for value in astuple(row)]
+def _update(dialect: str, table: type[AnyRow], alike: Sequence[str], apart: Sequence[str], count: int) -> str:
+    """Some columns get one value in all rows, the others each row's own."""
+    own = f"CASE id {'WHEN ? THEN ? ' * count}END"
+    changes = ", ".join([*(f"{name} = ?" for name in alike), *(f"{name} = {own}" for name in apart)])
+    # By its key, for a small table would be scanned and the rows of others waited for.
+    rows = f"{_TABLES[table]} {BY_ID[dialect]}"
+    return f"UPDATE {rows} SET {changes} WHERE id IN ({marks(range(count))})"  # noqa: S608 - names of ours
 
 
 def _parts(parts: Sequence[Share]) -> str:
@@ -561,26 +524,31 @@ def opening(ops: Sequence[Op]) -> set[AccountKey]:
     return opened | {op.account for op in ops if isinstance(op, Charge) and op.overage == "debt"}
 
 
-def grant_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
-    return sorted({(op.account[0], op.key) for op in ops if isinstance(op, GrantUnits)})
+def keys_of(table: type[AnyRow], ops: Sequence[Op]) -> list[tuple[str, ...]]:
+    """The keys of rows of ``table`` that ``ops`` name, to be made or to be there."""
+    named = _NAMED[table]
+    return sorted({name(op) for op in ops if (name := named.get(type(op))) is not None})
 
 
-def hold_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
-    made = {(accounts_of(op)[0][0], op.key) for op in ops if isinstance(op, Reserve | ReserveAll | Charge | Cancel)}
-    return sorted({*made, *old_hold_keys(ops)})
+def _own(op: Any) -> tuple[str, ...]:
+    return op.account[0], op.key
 
 
-def old_hold_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
-    named = {(op.account[0], op.key) for op in ops if isinstance(op, Confirm | Extend)}
-    amended = {(op.account[0], op.hold_key) for op in ops if isinstance(op, Capture | Refund)}
-    return sorted(named | amended)
+def _of_the_hold(op: Any) -> tuple[str, ...]:
+    return op.account[0], op.hold_key
 
 
-def allowance_keys(ops: Sequence[Op]) -> list[tuple[str, str]]:
-    return sorted({(op.account[0], op.key) for op in ops if isinstance(op, Allow | Disallow)})
-
-
-def amendment_keys(ops: Sequence[Op]) -> list[tuple[str, str, str]]:
-    captures = {(op.account[0], "capture", op.key) for op in ops if isinstance(op, Capture)}
-    refunds = {(op.account[0], "refund", op.key) for op in ops if isinstance(op, Refund)}
-    return sorted(captures | refunds)
+# Tables, for to try one class after the other, for each of hundreds of operations, takes many times as long.
+_NAMED: dict[type[AnyRow], dict[type[Op], Callable[[Any], tuple[str, ...]]]] = {
+    GrantRow: {GrantUnits: _own},
+    HoldRow: {
+        ReserveAll: lambda op: (op.legs[0].account[0], op.key),
+        **dict.fromkeys((Reserve, Charge, Cancel, Confirm, Extend), _own),
+        **dict.fromkeys((Capture, Refund), _of_the_hold),
+    },
+    AmendmentRow: {
+        Capture: lambda op: (op.account[0], "capture", op.key),
+        Refund: lambda op: (op.account[0], "refund", op.key),
+    },
+    AllowanceRow: dict.fromkeys((Allow, Disallow), _own),
+}

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from daydo_db import Database, Tx, now_sql
+from daydo_db import CommitUnknown, Database, Tx, now_sql
 from daydo_kernel import Clock
 
 from .audit import Auditor, Place
@@ -166,6 +166,8 @@ class Upkeep:
     async def _catch_up(self, account_id: int) -> bool:
         try:
             return await self._db.run(partial(self._catch_up_in, account_id), retries=self._config.retries)
+        except CommitUnknown:
+            return False  # Whether it is done the next look shows.
         except Exception as error:
             if getattr(error, "retryable", False):
                 raise
