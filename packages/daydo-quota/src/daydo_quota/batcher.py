@@ -131,12 +131,12 @@ class _Line:
 
     def take(self, most: int) -> list[_Call]:
         """A writer's next batch: what is asked about its share of the accounts, but those that are being written."""
-        # Beyond these a share is as large as a batch may be.
-        asked = _accounts_in(islice(self.calls, most * self.writers))
+        enough = most * self.writers  # Beyond these a share is as large as a batch may be.
+        asked = _accounts_in(islice(self.calls, enough))
         share = max(_LEAST_SHARE, math.ceil(len(asked | self.writing) / self.writers))
         mine, others = set[AccountKey](), set(self.writing)
         batch, left = list[_Call](), list[_Call]()
-        for _ in range(min(len(self.calls), most * self.writers)):
+        while self.calls and len(batch) + len(left) < enough:
             call = self.calls.popleft()
             if call.answer.done():
                 continue
