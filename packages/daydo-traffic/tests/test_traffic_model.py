@@ -131,7 +131,7 @@ async def test_redis_decides_as_memory(redis: Redis, chosen: list[Rule], later: 
             clock.advance(step_us / US if turn % 7 else -step_us / US / 3)
             if turn == 20:
                 for name, rule in zip(named, later, strict=False):
-                    for limits in (shared, alone):
+                    for limits in (shared, alone) if not isinstance(named[name], Concurrent) else ():
                         await limits.change(name, rule)
             checks = checks_of(asked, named)  # what the program may ask, also where a rule was changed since
             # Both by the way that also asks for leases; these stay until they run out, as after a crash.
