@@ -206,6 +206,26 @@ def reserve_in(numbers: list[int], key: str) -> Op:
     return ReserveAll(legs=legs, key=key, ttl_us=1, ttl_given_us=None, reason="")
 
 
+async def test_keys_are_claimed_in_one_order(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches that claim the same keys for other accounts would otherwise wait for each other in a circle."""
+    await give(ledger, ACCOUNTS)
+    claimed, execute_all = list[list[str]](), Transaction.execute_all
+
+    async def watched(tx: Transaction, statements: Any) -> Any:
+        for sql, args in statements:
+            if sql.startswith("INSERT INTO daydo_quota_hold"):
+                claimed.append([value for value in args if str(value).startswith("task_")])
+        return await execute_all(tx, statements)
+
+    monkeypatch.setattr(Transaction, "execute_all", watched)
+    keys = [f"task_{number:02}" for number in range(64)]
+    await asyncio.gather(
+        *(ledger.reserve(account, 1, key=key) for account, key in zip(ACCOUNTS, keys[::-1], strict=True))
+    )
+    assert sorted(key for some in claimed for key in some) == keys
+    assert all(some == sorted(some) for some in claimed)
+
+
 async def test_a_caller_that_goes_while_it_waits_is_taken_out(ledger: Ledger, gate: Gate) -> None:
     """One in line is never written; one in a batch under way is written, and its neighbours get their answers."""
     await give(ledger, [CREDITS])

@@ -386,7 +386,7 @@ _LITERALS: dict[type, Callable[[Any], str]] = {
 def literal(value: Value) -> str:
     """``value`` as it stands in a statement."""
     write = _LITERALS.get(type(value))
-    if write is None:  # A subclass; of which kind, check_arguments has seen to.
+    if write is None:  # A subclass; of which kind, bind has seen to.
         write = next(write for kind, write in _LITERALS.items() if isinstance(value, kind))
     return write(value)
 

@@ -112,6 +112,8 @@ class SqliteConnection:
                 if time.monotonic() > until_s:
                     raise
                 await asyncio.sleep(_PAUSE_S)
+            else:
+                return  # Also where a file system has no WAL: then it is as it was.
 
     async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
         return (await self._run([(statement, args)], self._timeout_s))[0]

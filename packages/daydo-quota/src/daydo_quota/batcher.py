@@ -7,15 +7,16 @@ before was being written. A call alone is written at once, and many at once shar
 
 The *main* line has more than one writer, so that one batch is decided here while the server carries out another. Each
 takes its share of the accounts that are asked about, and none that another one is writing: so batches of this process
-never wait for one another, and an account's calls are decided in the order of their arrival. Calls on one busy account
+never wait for one another's accounts, and an account's calls are decided in their order. Calls on one busy account
 are one batch after the other; then there is nothing to share.
 
 *Somebody else's lock.* A batch locks its accounts without waiting. An account that another transaction has (a caller's
 with ``tx=``, another process's) gets a *lane*, a line of its own that does wait; its calls queue there, in their order,
-until the lane is empty. So an open transaction stalls its own account alone. A call that has waited ``busy_timeout_s``
-raises :class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same. The
-main line waits for nothing but what no look can tell, a key that somebody is claiming at the same time, and not for
-long: then its calls, too, go on in lanes.
+until the lane is empty. A call on several accounts waits in the lane of one, and those on the others do not wait for
+it. So an open transaction stalls its own account alone. A call that has waited ``busy_timeout_s`` raises
+:class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same. The main line
+waits for nothing but what no look can tell, a key that somebody is claiming at the same time, and not for long: then
+its calls, too, go on in lanes.
 
 *Failures.* A call is answered by its transaction's ``after_commit``, hence exactly if it is committed. What the server
 has undone (a deadlock, a lost connection) is written again. So is what may or may not be kept (``CommitUnknown``): the

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from itertools import chain, groupby
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -105,6 +106,7 @@ _KEYED_BY: dict[type[AnyRow], str] = {
 _UNLESS_THERE = {"sqlite": "ON CONFLICT DO NOTHING", "mysql": "ON DUPLICATE KEY UPDATE id = id"}
 # A small table would otherwise be scanned, and every row locked on the way.
 _BY_OWNER = {"sqlite": "", "mysql": "FORCE INDEX (daydo_quota_account_owner)"}
+_CLAIMED = attrgetter("tenant", "op_key")
 BY_ID = {"sqlite": "", "mysql": "FORCE INDEX (PRIMARY)"}
 
 
@@ -180,9 +182,10 @@ class Store:
             raise BooksDisagree(account_id=rows[0].id if isinstance(rows[0], AccountRow) else rows[0].account_id)
 
     def _claims(self, plan: Plan) -> list[Asked]:
-        # Grants last: where a renewal comes with what is asked, the key that was asked for is claimed before it.
+        # Grants last: where a renewal comes with what is asked, the key that was asked for is claimed before it. Each
+        # table's in one order: two batches that claim the same keys wait for each other in turn and never in a circle.
         made = (plan.new_holds, plan.new_amendments, plan.new_allowances, plan.new_grants)
-        return [insert for rows in made for insert in inserts(rows)]
+        return [insert for rows in made for insert in inserts(sorted(rows, key=_CLAIMED))]
 
     def _changes(self, plan: Plan) -> list[Asked]:
         stamp = new_stamp()
