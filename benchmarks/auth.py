@@ -67,6 +67,7 @@ def _config() -> AuthConfig:
         pepper=secrets.token_urlsafe(48),
         bcrypt_rounds=ROUNDS,
         hashing_workers=CORES,
+        sessions_per_subject_max=100,
         default_permissions=("image:create", "task:read", "task:cancel"),
         roles={"support": RoleSpec(permissions=("user:*",)), "operator": RoleSpec(inherits=("support",))},
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
-from reference_app.testing import PASSWORD, Client, Town
+from reference_app.testing import PASSWORD, TOWN, Client, Town, photo
 
 NEW_PASSWORD = "Another-horse-8"
 
@@ -84,6 +86,18 @@ def test_wechat_registers_the_first_time_and_knows_the_person_again(town, somebo
     assert "session_key" not in town.log.read_text()
 
 
+def test_parallel_first_logins_of_one_wechat_person_are_one_user(town, member):
+    """Two taps of a newcomer's, or two devices: all get in as the same, who was invited and given credits once."""
+    person, invite = "openid_" + secrets.token_hex(8), member.ok("POST", "/users/me/invites")["code"]
+    bodies = [{"code": town.sandbox.wechat.issue_code(person), "invite_code": invite} for _ in range(8)]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(town.url)) for _ in bodies]
+        pool = stack.enter_context(ThreadPoolExecutor(len(bodies)))
+        sessions = [*pool.map(lambda client, body: client.ok("POST", "/auth/wechat-login", json=body), clients, bodies)]
+        assert len({session["user"]["id"] for session in sessions}) == 1
+        assert clients[0].enter(sessions[0]).credits()["available"] == 120
+
+
 def test_a_wechat_user_binds_a_phone_and_sets_a_first_password(town, somebody):
     """Then the phone and that password are a way in, to the same user; the old password is asked for from then on."""
     somebody.enter(somebody.ok("POST", "/auth/wechat-login", json={"code": town.sandbox.wechat.issue_code()}))
@@ -154,6 +168,28 @@ def test_a_squatter_who_is_somebody_by_wechat_keeps_all_but_the_phone(town, some
     assert refusal(somebody, "POST", "/auth/login", json=body)[0] == 401
 
 
+def test_whoever_gets_back_their_phone_finds_nothing_of_the_stranger(town, somebody):
+    """Name, avatar, pictures and roles of who registered it are gone; the welcome credits are not given again."""
+    phone = number()
+    with Client(town.url) as squatter:
+        squatter.enter(squatter.ok("POST", "/auth/register", json={"phone": phone, "password": PASSWORD}))
+        upload = squatter.upload(photo())
+        squatter.ok("PATCH", "/users/me", json={"nickname": "Squatter", "gender": "other", "avatar": upload})
+        task = squatter.start("cutout", {"photo": upload}).json()["data"]["id"]
+        assert squatter.wait(task)["status"] == "succeeded"
+        assert town.command("admin", "grant-role", squatter.user_id, "support").returncode == 0
+    owner = somebody.enter(by_code(town, somebody, phone))
+    assert owner.user_id == squatter.user_id
+    assert owner.ok("GET", "/users/me").keys() == {"id", "phone", "created_at"}
+    assert refusal(owner, "GET", f"/tasks/{task}/result")[0] == 404
+    assert refusal(owner, "GET", "/admin/users")[0] == 403
+    assert refusal(owner, "PATCH", "/users/me", json={"avatar": upload})[0] == 400
+    assert owner.credits()["available"] < 100
+    owner.ok("PATCH", "/users/me", json={"nickname": "Owner"})
+    by_code(town, somebody, phone)
+    assert owner.ok("GET", "/users/me")["nickname"] == "Owner"
+
+
 def test_a_phone_registered_by_a_stranger_who_left_is_free_for_its_owner(town, somebody):
     """Its account, never proven and deactivated, keeps the owner neither from a code nor from registering."""
     for path, purpose in (("/auth/login", "login"), ("/auth/register", "register")):
@@ -207,6 +243,17 @@ def test_changing_the_password_ends_the_other_sessions(town, member):
     member.ok("POST", "/users/me/password", json=body)
     assert [session["current"] for session in member.ok("GET", "/auth/sessions")["items"]] == [True]
     assert refusal(member, "POST", "/auth/refresh", json={"refresh_token": other["refresh_token"]})[0] == 401
+
+
+def test_one_device_too_many_logs_out_the_one_that_rested_longest(town, member):
+    """As the settings say how many there may be."""
+    most = int(TOWN["DAYDO_AUTH__SESSIONS_PER_SUBJECT_MAX"])
+    login = {"email": member.email, "password": PASSWORD}
+    devices = [member.ok("POST", "/auth/login", json={**login, "device": str(number)}) for number in range(most)]
+    assert refusal(member, "GET", "/users/me") == (401, "auth.session_revoked")
+    assert {each["device"] for each in member.enter(devices[0]).ok("GET", "/auth/sessions")["items"]} == {
+        *map(str, range(most))
+    }
 
 
 def test_a_way_in_is_named_exactly_once(town, somebody):

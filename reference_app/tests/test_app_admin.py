@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,6 +118,26 @@ def test_a_disabled_user_is_out_at_once_and_back_when_enabled(admin, user, town)
     _log_in(user).ok("GET", "/users/me")
     [told] = events(town, "admin.disabled", user.user_id)
     assert (told["by"], told["reason"]) == (admin.user_id, "asked by phone")
+
+
+def test_a_disabled_user_does_not_come_back_anew_by_their_phone(admin, town):
+    """Although they had never proven it: it stays with them, shut out, until they are enabled."""
+    phone = f"137{secrets.randbelow(10**8):08d}"
+    password, code = {"phone": phone, "password": PASSWORD}, {"phone": phone}
+    with Client(town.url) as client:
+        client.enter(client.ok("POST", "/auth/register", json=password))
+        admin.ok("POST", f"/admin/users/{client.user_id}/disable", json=WHY)
+        for path, purpose, body in (
+            ("/auth/login", "login", code),
+            ("/auth/register", "register", password),
+            ("/auth/password-reset", "reset", password),
+        ):
+            shown = {**body, "code": town.code(client, phone, purpose)}
+            assert refusal(client, "POST", path, json=shown) == (403, "auth.account_disabled")
+        assert refusal(client, "POST", "/auth/register", json=password) == (409, "auth.login_taken")
+        admin.ok("POST", f"/admin/users/{client.user_id}/enable", json=WHY)
+        back = client.ok("POST", "/auth/login", json={**code, "code": town.code(client, phone)})
+        assert back["user"]["id"] == client.user_id
 
 
 def test_a_user_who_left_comes_back_through_an_administrator(admin, user):

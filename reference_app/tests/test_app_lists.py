@@ -17,6 +17,7 @@ from daydo_db.testing import count_statements
 from daydo_pipeline import Owner, Runs
 from daydo_quota import Account, Ledger
 from reference_app import main
+from reference_app.images import wiring
 from reference_app.settings import load_settings
 from reference_app.testing import PASSWORD
 
@@ -51,8 +52,8 @@ async def service(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
     settings = load_settings(environment, dotenv=tmp_path / ".env")
     await main.migrate_schema(settings)
-    for name in ("Database", "Ledger", "Runs"):
-        monkeypatch.setattr(main, name, remembering(name, getattr(main, name)))
+    for place, name in ((main, "Database"), (main, "Ledger"), (wiring, "Runs")):
+        monkeypatch.setattr(place, name, remembering(name, getattr(place, name)))
     app = main.compose(settings).app
     transport = httpx.ASGITransport(app)
     async with alive(app), httpx.AsyncClient(transport=transport, base_url="http://test/api/v1") as http:

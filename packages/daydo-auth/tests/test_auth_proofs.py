@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from daydo_auth import (
     AccountDisabled,
@@ -33,6 +36,7 @@ from daydo_auth import (
     WrongCredentials,
 )
 from daydo_db import Database, Tx
+from daydo_db.sqlalchemy import enlist
 from daydo_kernel.testing import ManualClock, RecordedEvents
 from daydo_redis import Redis
 
@@ -169,6 +173,106 @@ async def test_one_of_many_gets_the_identity(house: House) -> None:
     assert len(house.told("linked")) == 1
 
 
+async def test_linking_the_same_to_the_same_at_once(house: House) -> None:
+    """Ten proofs of one person, linked at once to their one subject: no error, and one is told."""
+    proofs = [await house.auth.prove(house.wechat("o_1", "union_1")) for _ in range(10)]
+    await asyncio.gather(*(house.auth.link(proof, subject="u_1") for proof in proofs))
+    kinds = [identity.kind for identity in await house.auth.identities.list("u_1")]
+    assert sorted(kinds) == ["wechat", f"wechat:{APP}"]
+    assert len(house.told("linked")) == 2
+
+
+async def test_linking_in_a_transaction_that_looked_too_early(house: House) -> None:
+    """Somebody else links the same between the look and the row: to the same subject it is done, else LoginTaken."""
+    proof, exists = await house.proof(), house.auth._proofs._store.exists
+
+    async def looked_before(*_: Any) -> bool:
+        return False
+
+    await house.auth.link(proof, subject="u_1")
+    house.auth._proofs._store.exists = looked_before  # type: ignore[method-assign]
+
+    async def link_and_go_on(tx: Tx) -> Tokens:
+        await house.auth.link(proof, subject="u_1", tx=tx)
+        return await house.auth.open_session("u_1", tx=tx)
+
+    assert (await house.db.run(link_and_go_on)).subject == "u_1"
+    with pytest.raises(LoginTaken):
+        await house.auth.link(proof, subject="u_2")
+    house.auth._proofs._store.exists = exists  # type: ignore[method-assign]
+    assert len(house.told("linked")) == 1
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_caller_with_an_old_snapshot(house: House, database_url: str) -> None:
+    """At REPEATABLE READ they see who has linked since, wait for no other newcomer; of sessions that they do not see
+    the next one ends what is too many.
+    """
+    engine = create_async_engine(database_url.replace("mysql:", "mysql+aiomysql:"), isolation_level="REPEATABLE READ")
+
+    @asynccontextmanager
+    async def old() -> AsyncIterator[Tx]:
+        async with async_sessionmaker(engine).begin() as session:
+            tx = await enlist(session)
+            for table in ("identity", "session", "subject"):
+                await session.execute(text(f"SELECT COUNT(*) FROM daydo_auth_{table}"))
+            yield tx
+
+    proof = await house.proof()
+    try:
+        async with old() as tx:
+            await house.auth.link(proof, subject="u_1")
+            await house.auth.link(proof, subject="u_1", tx=tx)
+        async with old() as tx:
+            first = await house.auth.open_session("u_1")
+            for _ in range(house.auth.config.sessions_per_subject_max - 1):
+                await house.auth.open_session("u_1")
+            await house.auth.open_session("u_1", tx=tx)
+        await house.auth.open_session("u_1")
+        assert await house.is_out(first)
+        async with old() as one, old() as two:
+            for number, tx in enumerate((one, two, one, two)):
+                await house.auth.open_session(f"u_new_{number}", tx=tx)
+    finally:
+        await engine.dispose()
+    assert len(await house.auth.sessions.list("u_1")) == house.auth.config.sessions_per_subject_max
+
+
+@pytest.mark.parametrize("way", ["wechat", "code"])
+async def test_parallel_first_requests_of_one_person(house: House, way: str) -> None:
+    """All prove that they are nobody yet; one registers them, the others ask again and are the same."""
+    proof = await house.auth.prove(house.wechat("o_1", "union_1") if way == "wechat" else await house.code())
+
+    async def enter(subject: str) -> str:
+        async def sign_up(tx: Tx) -> Tokens:
+            await house.auth.link(proof, subject=subject, tx=tx)
+            return await house.auth.open_session(subject, tx=tx)
+
+        try:
+            return (await house.db.run(sign_up)).subject
+        except LoginTaken:
+            return str((await house.auth.identify(proof)).subject)
+
+    assert len({*await asyncio.gather(*(enter(f"u_{number}") for number in range(8)))}) == 1
+
+
+async def test_asking_again_follows_the_rules_of_a_proof(home: House) -> None:
+    """Nobody's yet, whose it is by now, or AccountDisabled; an unproven login changes hands; a password does not."""
+    proof = await home.proof()
+    assert (await home.auth.identify(proof)).subject is None
+    squatter = await home.enter()
+    password = await home.auth.prove(Password(PHONE, OLD))
+    assert (await home.auth.identify(proof)).subject == "u_1"
+    assert await home.is_out(squatter)
+    await home.auth.identities.remove("u_1", PHONE)
+    await home.auth.link(proof, subject="u_2")
+    assert (await home.auth.identify(password)).subject == "u_1"
+    assert (await home.auth.identify(proof)).subject == "u_2"
+    await home.auth.roles.disable("u_2")
+    with pytest.raises(AccountDisabled):
+        await home.auth.identify(proof)
+
+
 async def test_a_code_is_used_up_by_what_it_proves(home: House) -> None:
     """Of ten parallel log-ins with one code one succeeds; of a wrong tenant or purpose none does."""
     await home.auth.link(await home.proof(), subject="u_1")
@@ -227,6 +331,7 @@ async def test_without_wechat(sqlite: Database, memory: Redis, settings: Any) ->
     async with Auth(sqlite, memory, settings) as auth:
         with pytest.raises(WeChatUnavailable):
             await auth.login(WeChatCode("c"))
+        assert auth._logins.value("wechat", "unavailable") == 1
 
 
 async def test_binding_a_phone(home: House) -> None:
@@ -254,6 +359,62 @@ async def test_identities_are_listed_and_removed(home: House) -> None:
     await home.auth.link(await home.proof(), subject="u_2")
 
 
+async def test_logins_are_counted_by_what_was_shown(home: House) -> None:
+    """Each once, in one step or in two; with all that refuses them, and without what is no login."""
+    auth, people = home.auth, home.wechat
+    counted: Counter[tuple[str, str]] = Counter()
+
+    def after(*expected: tuple[str, str]) -> None:
+        counted.update(expected)
+        values = {key: cell.value for key, cell in auth._logins._cells.items()}
+        assert {key: value for key, value in values.items() if value} == counted
+
+    await auth.register(Password(MAIL, OLD), subject="u_2")
+    here = home.who(await auth.open_session("u_2"))
+    after(("other", "ok"))
+    await auth.login(Password(MAIL, OLD))
+    await auth.open_session("u_2", proof=await auth.prove(Password(MAIL, OLD)))
+    after(("password", "ok"), ("password", "ok"))
+    for login in (auth.prove, auth.login):
+        with pytest.raises(WrongCredentials):
+            await login(Password(MAIL, NEW))
+        with pytest.raises(CodeWrong):
+            await login(Code(PHONE, "000000"))
+        with pytest.raises(WeChatCodeInvalid):
+            await login(WeChatCode("none"))
+        after(("password", "wrong"), ("code", "wrong"), ("wechat", "wrong"))
+    with pytest.raises(UnknownIdentity):
+        await auth.login(await home.code())
+    with pytest.raises(UnknownIdentity):
+        await auth.login(people("o_1"))
+    after(("code", "unknown"), ("wechat", "unknown"))
+
+    for proof in (await home.proof(), await auth.prove(people("o_1"))):
+        await auth.link(proof, subject="u_1")
+        await auth.open_session("u_1", proof=proof)
+        after((proof.way, "ok"))
+    await auth.login(await home.code())
+    await auth.login(people("o_1"))
+    after(("code", "ok"), ("wechat", "ok"))
+
+    with pytest.raises(WrongCredentials):
+        await auth.step_up(here, Password(MAIL, NEW))
+    with pytest.raises(WrongCredentials):
+        await auth.change_password(here, NEW, NEW)
+    with pytest.raises(CodeWrong):
+        await auth.reset_password(Code(PHONE, "000000"), NEW)
+    after()
+    proof = await auth.prove(people("o_1"))
+    await auth.roles.disable("u_1")
+    await auth.roles.disable("u_2")
+    for credential in (Password(MAIL, OLD), await home.code(), people("o_1")):
+        with pytest.raises(AccountDisabled):
+            await auth.login(credential)
+    with pytest.raises(AccountDisabled):
+        await auth.open_session("u_1", proof=proof)
+    after(("password", "disabled"), ("code", "disabled"), ("wechat", "disabled"), ("wechat", "disabled"))
+
+
 # -- logins that nobody has proven -------------------------------------------------------------------------------------
 
 
@@ -277,6 +438,53 @@ async def test_a_squatter_loses_the_account_to_the_owner_of_the_phone(house: Hou
     assert len(house.told("login_reclaimed")) == 1
 
 
+async def test_an_account_that_changes_hands_starts_clean(house: House) -> None:
+    """Roles that were given to a squatter go, and the application cleans up while nobody can get in; if that fails
+    nobody does, and the next proof tries again.
+    """
+    squatter, cleaned = await house.enter(), []
+    await house.auth.roles.define("editor", permissions=["articles:*"])
+    await house.auth.roles.assign("u_1", ["editor"])
+
+    async def clean(tenant: str, subject: str) -> None:
+        assert await house.is_out(squatter)
+        with pytest.raises(WrongCredentials):
+            await house.auth.login(Password(PHONE, OLD))
+        cleaned.append((tenant, subject))
+        if len(cleaned) == 1:
+            raise KeyError
+
+    house.auth._proofs._start_clean = clean
+    with pytest.raises(KeyError):
+        await house.auth.login(await house.code())
+    assert house.told("login_reclaimed") == []
+    tokens = await house.auth.login(await house.code())
+    assert house.who(tokens).roles == ()
+    assert cleaned == [("", "u_1")] * 2
+    assert house.told("login_reclaimed") == [{"login": "138****5678", "subject_kept": False}]
+    await house.auth.login(await house.code())
+    assert len(cleaned) == 2
+    assert not await house.is_out(tokens)
+
+
+async def test_two_proofs_while_an_account_changes_hands(house: House) -> None:
+    """By codes for two purposes at once: it is cleaned before either gets in, and handed over once."""
+    await house.enter()
+    codes = {purpose: await house.code(purpose=purpose) for purpose in ("login", "bind")}
+    both, waiting = asyncio.Event(), []
+
+    async def clean(_: str, subject: str) -> None:
+        waiting.append(subject)
+        if len(waiting) == 2:
+            both.set()
+        await both.wait()
+
+    house.auth._proofs._start_clean = clean
+    proofs = await asyncio.gather(*(house.auth.prove(code, purpose=purpose) for purpose, code in codes.items()))
+    assert [proof.subject for proof in proofs] == ["u_1"] * 2
+    assert len(house.told("login_reclaimed")) == 1
+
+
 async def test_a_squatter_who_is_somebody_keeps_all_but_the_login(home: House) -> None:
     """An account that WeChat has proven is not handed over with a number that was never proven: the number is."""
     squatter = await home.enter()
@@ -293,9 +501,8 @@ async def test_a_squatter_who_is_somebody_keeps_all_but_the_login(home: House) -
 
 
 async def test_a_squatter_who_left_keeps_nobody_out(house: House) -> None:
-    """Registered with a stranger's number, then shut out: the stranger proves the number and is somebody new."""
-    await house.enter()
-    await house.auth.roles.disable("u_1")
+    """Registered with a stranger's number, then deactivated: the stranger proves the number and is somebody new."""
+    await house.auth.roles.disable("u_1", by=house.who(await house.enter()))
     with pytest.raises(UnknownIdentity):
         await house.auth.reset_password(await house.code(purpose="reset"), NEW)
     proof = await house.proof()
@@ -305,14 +512,38 @@ async def test_a_squatter_who_left_keeps_nobody_out(house: House) -> None:
     assert (await house.auth.login(await house.code())).subject == "u_2"
     with pytest.raises(WrongCredentials):
         await house.auth.login(Password(PHONE, OLD))
-    assert (await house.auth.roles.of("u_1")).is_disabled
+    assert (await house.auth.roles.of("u_1")).has_left
     assert house.told("login_reclaimed") == [{"login": "138****5678", "subject_kept": True}]
+
+
+async def test_who_was_shut_out_does_not_come_back_anew(house: House) -> None:
+    """By a login that was never proven, until they are let in again: then the first proof has the account, clean."""
+    leaving = house.who(await house.enter())
+    await house.auth.roles.disable("u_1", by=leaving)
+    await house.auth.roles.disable("u_1")  # who has left can be shut out still
+    await house.auth.roles.disable("u_1", by=leaving)  # and who was shut out cannot leave any more
+    assert not (await house.auth.roles.of("u_1")).has_left
+    for way in (house.auth.prove, house.auth.login):
+        with pytest.raises(AccountDisabled):
+            await way(await house.code())
+    with pytest.raises(AccountDisabled):
+        await house.auth.reset_password(await house.code(purpose="reset"), NEW)
+    with pytest.raises(LoginTaken):
+        await house.auth.register(Password(PHONE, NEW), subject="u_2")
+    await house.auth.link(await house.auth.prove(house.wechat("o_2")), subject="u_2")
+    other = house.who(await house.auth.login(house.wechat("o_2")))
+    with pytest.raises(AccountDisabled):
+        await house.proof(purpose="bind", by=other)
+    assert house.told("login_reclaimed") == []
+    await house.auth.roles.enable("u_1")
+    assert (await house.auth.login(await house.code())).subject == "u_1"
+    with pytest.raises(WrongCredentials):
+        await house.auth.login(Password(PHONE, OLD))
 
 
 async def test_a_squatter_who_left_keeps_nobody_from_binding(home: House) -> None:
     """Who is somebody else here binds the number: the account behind it is nobody's to enter."""
-    await home.enter()
-    await home.auth.roles.disable("u_1")
+    await home.auth.roles.disable("u_1", by=home.who(await home.enter()))
     await home.auth.link(await home.auth.prove(home.wechat("o_2")), subject="u_2")
     principal = home.who(await home.auth.login(home.wechat("o_2")))
     await home.auth.link(await home.proof(purpose="bind", by=principal), subject="u_2")
@@ -577,10 +808,10 @@ async def test_a_login_during_forgetting_ends_with_the_rest(house: House) -> Non
     code, open_session = await house.code(), house.auth._proofs._open
     end_all, opening, ending, go_on = house.auth.sessions.end_all, asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def open_late(tx: Tx, tenant: str, subject: str, device: str) -> Tokens:
+    async def open_late(tx: Tx, tenant: str, subject: str, device: str, method: Any) -> Tokens:
         opening.set()
         await go_on.wait()
-        return await open_session(tx, tenant, subject, device)
+        return await open_session(tx, tenant, subject, device, method)
 
     async def tell(subject: str, **options: Any) -> int:
         ending.set()

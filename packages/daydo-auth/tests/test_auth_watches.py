@@ -14,9 +14,12 @@ from daydo_auth import (
     Password,
     Principal,
     SessionRevoked,
+    TokenExpired,
     TokenStale,
 )
 from daydo_db import Database
+from daydo_db.errors import ConnectionLost
+from daydo_kernel.testing import ManualClock
 from daydo_redis import Redis
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -150,6 +153,79 @@ async def test_a_stream_that_a_key_has_opened_ends_with_the_key(auth: Auth) -> N
     assert not any(stream.done() for stream in staying)
     for stream in staying:
         stream.cancel()
+
+
+async def test_a_stream_ends_with_its_session_though_nobody_ends_that(
+    db: Database, memory: Redis, configure: Any, clock: ManualClock
+) -> None:
+    """A session that rests or lives too long takes its streams along; one that is refreshed keeps them, to its end."""
+    config = configure(session_store="sql", revocation_poll_s=60, refresh_ttl_s=3_600, session_ttl_s=7_200)
+    async with Auth(db, memory, config, clock=clock) as auth:
+        resting, tokens = await enter(auth, "u_1"), await auth.open_session("u_1")
+        busy = auth.verify(f"Bearer {tokens.access}")
+        resting_stream = await on_a_stream(auth, resting)
+        busy_streams = [await on_a_stream(auth, busy) for _ in range(2)]
+        for _ in range(6):
+            clock.advance(1_000)
+            tokens = await auth.refresh(tokens.refresh)
+            await auth._watches.look_at_ends()
+        assert isinstance(await asyncio.wait_for(resting_stream, 10), TokenExpired)
+        assert not any(stream.done() for stream in busy_streams)
+        clock.advance(1_200)
+        await auth._watches.look_at_ends()
+        for stream in busy_streams:
+            assert isinstance(await asyncio.wait_for(stream, 10), TokenExpired)
+        assert not auth._watches._open
+
+
+async def test_a_stream_ends_with_its_key_though_nobody_revokes_that(
+    db: Database, memory: Redis, configure: Any, clock: ManualClock
+) -> None:
+    """When it expires; one that does not goes on."""
+    async with Auth(db, memory, configure(revocation_poll_s=60, default_permissions=("a:b",)), clock=clock) as auth:
+        until_us = clock.now_us() + 3_600_000_000
+        streams = []
+        for expires_at_us in (until_us, 0):
+            new = await auth.keys.create("u_1", name="script", scopes=["a:b"], expires_at_us=expires_at_us)
+            streams.append(await on_a_stream(auth, await auth.keys.prove(new.secret)))
+        clock.advance(3_599)
+        await auth._watches.look_at_ends()
+        assert not any(stream.done() for stream in streams)
+        clock.advance(1)
+        await auth._watches.look_at_ends()
+        assert isinstance(await asyncio.wait_for(streams[0], 10), KeyInvalid)
+        assert not streams[1].done()
+        streams[1].cancel()
+
+
+async def test_streams_go_on_while_the_database_is_away(auth: Auth, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether their sessions are over is asked again until somebody answers."""
+    stream = await on_a_stream(auth, await enter(auth, "u_1"))
+    [watch] = watches(auth)
+    watch.due_us, query = 0, auth._db.query
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise ConnectionLost()
+
+    auth._db.query = away  # type: ignore[method-assign]
+    await auth._watches.look_at_ends()
+    auth._db.query = query  # type: ignore[method-assign]
+    assert "1 streams" in caplog.text
+    assert watch.due_us == 0
+    await auth._watches.look_at_ends()
+    assert watch.due_us > 0
+    assert not stream.done()
+    stream.cancel()
+
+
+async def test_ends_are_looked_at_by_themselves(sqlite: Database, memory: Redis, configure: Any) -> None:
+    """Nobody has to ask."""
+    async with Auth(sqlite, memory, configure(revocation_poll_s=0.02)) as auth:
+        stream = await on_a_stream(auth, await enter(auth, "u_1"))
+        [watch] = watches(auth)
+        await sqlite.execute("UPDATE daydo_auth_session SET expires_at_us = 1")
+        watch.due_us = 0
+        assert isinstance(await asyncio.wait_for(stream, 10), TokenExpired)
 
 
 async def test_who_is_refused_already_does_not_wait(auth: Auth) -> None:

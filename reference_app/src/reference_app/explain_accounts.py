@@ -19,6 +19,7 @@ from daydo_auth import (
     WeChatCode,
     WeChatUser,
 )
+from daydo_auth.sql_sessions import SessionRows
 from daydo_db import Database, Tx
 from daydo_kernel import NoEvents, new_id
 from daydo_quota import Ledger
@@ -163,6 +164,7 @@ async def _walk_sessions(db: Database, auth: Auth, people: People) -> None:
         opened = await auth.open_session(subject, tenant=TENANT)
         await auth.identities.list(subject, tenant=TENANT)
         await auth.sessions.list(subject, tenant=TENANT)
+        await SessionRows(db, auth.config, None).lives([opened.session_id])
         await auth.sessions.end(subject, opened.session_id, tenant=TENANT)
         await auth.sessions.end_all(subject, tenant=TENANT)
     # The feed is read again and again.
@@ -189,6 +191,7 @@ async def _walk_keys(auth: Auth, people: People) -> None:
     await auth.keys.prove(made.secret)
     await auth.keys.write_uses()
     await auth.keys.list(people.whale, tenant=TENANT)
+    await auth.keys.lives([made.key.id])
     await auth.keys.revoke(people.whale, made.key.id, tenant=TENANT)
     with suppress(KeyInvalid):
         await auth.keys.prove(made.secret)

@@ -167,6 +167,7 @@ class Generator:
                 "roles": "",
                 "epoch": 0,
                 "disabled_at_us": 0,
+                "has_left": 0,
                 "changed_at_us": self._past_us(),
             }
             for subject in self._subjects

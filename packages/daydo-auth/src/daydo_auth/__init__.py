@@ -64,7 +64,7 @@ from .model import (
     WeChatCode,
 )
 from .permissions import Permissions, Role, RoleTable
-from .ports import Sender, WeChatLogin, WeChatUser
+from .ports import Sender, StartClean, WeChatLogin, WeChatUser
 from .presented import Presented
 from .role_store import RoleSource, RoleStore
 from .sql_sessions import SessionInfo
@@ -124,6 +124,7 @@ __all__ = [
     "SessionsUnavailable",
     "SignatureInvalid",
     "Standing",
+    "StartClean",
     "StepUpRequired",
     "SubjectTaken",
     "TicketInvalid",

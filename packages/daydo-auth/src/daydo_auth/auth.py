@@ -26,13 +26,14 @@ from .feed import Feed
 from .hashing import HashingPool
 from .identities import Identities, IdentityStore
 from .keys import Keys
+from .login_counts import LoginCounts, Method, method_of
 from .logins import Channel
 from .model import AccessToken, Code, Credential, HashedPassword, Password, Principal, Proof, Tokens
 from .names import check_names
 from .passwords import Hasher
-from .ports import Sender, WeChatLogin
+from .ports import Sender, StartClean, WeChatLogin
 from .presented import Presented
-from .proofs import Proofs
+from .proofs import LOG_IN, Proofs
 from .redis_sessions import RedisSessions
 from .role_store import RoleSource, RoleStore
 from .roles import Roles
@@ -46,7 +47,6 @@ from .ways import Ways
 
 log = logging.getLogger("daydo.auth")
 
-_LOGINS = ("ok", "wrong", "saturated")
 _SWEEPS_MAX = 20
 
 
@@ -59,7 +59,8 @@ class Auth(Part):
 
     A ``subject`` is whatever your application calls a person, visible ASCII of at most 128 characters; auth knows no
     more of them. ``clock`` is for tests: it replaces the database's and this host's. ``events`` hears what README.md
-    lists: every change in its transaction, what is refused or sent by itself.
+    lists: every change in its transaction, what is refused or sent by itself. ``start_clean`` is asked before a subject
+    that never proved its login becomes somebody else's; see :meth:`prove`.
 
     Database away: nobody logs in (its errors, 503); access tokens keep working, and so does refreshing where Redis
     counts. Redis away: no codes, tickets or signed requests, and no refreshing unless ``session_store`` is ``sql``.
@@ -77,6 +78,7 @@ class Auth(Part):
         senders: Mapping[Channel, Sender] | None = None,
         wechat: WeChatLogin | None = None,
         role_source: RoleSource | None = None,
+        start_clean: StartClean | None = None,
         clock: Clock | None = None,
         events: EventSink | None = None,
     ) -> None:
@@ -90,8 +92,7 @@ class Auth(Part):
         host_clock = self._host_clock
 
         self.metrics = Metrics("daydo_auth")
-        logins = self.metrics.counter("logins_total", "Logins by how they ended.", ("outcome",))
-        self._logins = {outcome: logins.cell(outcome) for outcome in _LOGINS}
+        self._logins = LoginCounts(self.metrics)
 
         self._hasher = Hasher(config.pepper, config.bcrypt_rounds)
         self._pool = HashingPool(config.hashing_workers, config.hashing_queue_max, self.metrics)
@@ -142,8 +143,8 @@ class Auth(Part):
             self.sessions,
             self.roles,
             self._events,
-            self._logins,
             self._open,
+            start_clean,
         )
 
         self.keys = Keys(
@@ -158,7 +159,13 @@ class Auth(Part):
             require_started=self._require_started,
         )
         self._ways = Ways(redis, config, self.keys, host_clock, self.metrics, self.verify)
-        self._watches = Watches(self._feed, self._refusal_now)
+        self._watches = Watches(
+            self._feed,
+            self._refusal_now,
+            {"session": self._rows.lives, "key": self.keys.lives},
+            host_clock,
+            trusted_us=config.access_ttl_s * 1_000_000,
+        )
 
     # -- who one is ----------------------------------------------------------------------------------------------
 
@@ -204,9 +211,9 @@ class Auth(Part):
 
         ``purpose`` is what a code was sent for, ``address`` the client's, ``by`` who asks where that is known. A right
         password proves nothing about its login, a code does. When a code proves a login that was registered and
-        never proven, that login is the prover's: unless they speak ``by`` that very subject, its password, keys and
-        sessions are gone, for whoever chose them may be somebody else; if the subject is proven otherwise it keeps
-        everything but the login.
+        never proven, that login is the prover's: unless they speak ``by`` that very subject, its password, keys, roles
+        and sessions are gone and ``start_clean`` has taken away the rest, for whoever it was may be somebody else; if
+        the subject is proven otherwise, or has left, it keeps everything but the login. Who was shut out keeps it.
 
         Raises:
             WrongCredentials, CodeWrong, WeChatCodeInvalid: it is not right, any more.
@@ -216,15 +223,30 @@ class Auth(Part):
             HashingSaturated, WeChatUnavailable, CodesUnavailable: it could not be asked; a code may be used up.
         """
         self._require_started()
-        return await self._proofs.prove(credential, tenant, purpose, address, by)
+        is_login = by is None and purpose == LOG_IN
+        with self._logins.refusals(method_of(credential) if is_login else None):
+            return await self._proofs.prove(credential, tenant, purpose, address, by)
+
+    async def identify(self, proof: Proof, *, by: Principal | None = None) -> Proof:
+        """``proof`` with whose identity it is by now: for who was told LoginTaken by :meth:`link`.
+
+        Two first requests of one person prove at once that they are nobody yet. One of them registers them; the other
+        asks this, and opens a session for the same subject. ``by`` as in :meth:`prove`, whose rules hold here, too.
+
+        Raises:
+            AccountDisabled: its subject is shut out.
+        """
+        self._require_started()
+        with self._logins.refusals(proof.way if by is None else None):
+            return await self._proofs.identify(proof, by)
 
     async def link(self, proof: Proof, *, subject: str, tx: Tx | None = None) -> None:
-        """Make the identity of ``proof`` one of ``subject``'s; a second time changes nothing.
+        """Make the identity of ``proof`` one of ``subject``'s; a second time, also at once, changes nothing.
 
         With ``tx`` it is part of your transaction: prove, then create the person, link and open a session in one.
 
         Raises:
-            LoginTaken: somebody else has it; roll back what the transaction has done.
+            LoginTaken: somebody else has it; roll back what the transaction has done, and see :meth:`identify`.
             ValueError: ``subject`` is no name.
         """
         self._require_started()
@@ -241,7 +263,8 @@ class Auth(Part):
             AccountDisabled, and what :meth:`prove` raises.
         """
         self._require_started()
-        return await self._proofs.login(credential, tenant, device, address)
+        with self._logins.refusals(method_of(credential)):
+            return await self._proofs.login(credential, tenant, device, address)
 
     async def step_up(self, principal: Principal, credential: Credential, *, address: str = "") -> AccessToken:
         """Let a person who is logged in prove themselves again, for what ``principal.require_fresh`` guards.
@@ -329,7 +352,9 @@ class Auth(Part):
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
-    async def open_session(self, subject: str, *, tenant: str = "", device: str = "", tx: Tx | None = None) -> Tokens:
+    async def open_session(
+        self, subject: str, *, tenant: str = "", device: str = "", proof: Proof | None = None, tx: Tx | None = None
+    ) -> Tokens:
         """Open a session for ``subject`` without asking for a password.
 
         Only for code that has proven in this very request who is calling, or has just created them: a registration, a
@@ -339,16 +364,22 @@ class Auth(Part):
         With ``tx`` the session is part of your transaction: hand the tokens out after its commit. The access token
         needs no database, so one from a transaction that was rolled back would be accepted for ``access_ttl_s``.
 
+        Beyond ``sessions_per_subject_max`` the session that has rested longest ends. ``proof`` is what has shown who
+        they are, and says by what ``logins_total`` counts them; it is not judged again.
+
         Raises:
+            AccountDisabled: ``subject`` is shut out.
             ValueError: ``subject`` or ``tenant`` is no name.
         """
         self._require_started()
         check_names(tenant, subject)
 
         async def write(tx: Tx) -> Tokens:
-            return await self._open(tx, tenant, subject, device)
+            return await self._open(tx, tenant, subject, device, method)
 
-        return await self._db.run(write, tx=tx)
+        method = method_of(proof)
+        with self._logins.refusals(method):
+            return await self._db.run(write, tx=tx)
 
     async def refresh(self, token: str) -> Tokens:
         """The next pair. Of several calls with one token all get the same successor; see :mod:`daydo_auth.rotation`.
@@ -465,7 +496,8 @@ class Auth(Part):
 
         That is when their session ends, their API key is revoked, their roles change or do not give ``permissions``
         any more: at once where this worker does it, within ``revocation_poll_s`` where another does, and as long again
-        where it is a role's definition. No I/O; cancel it when the connection ends first.
+        where it is a role's definition. Also when session or key expire: as soon as that, but not in the first
+        ``access_ttl_s``, for which an access token would be good, too. Cancel it when the connection ends first.
         """
         self._require_started()
         return await self._watches.until_refused(principal, permissions)
@@ -488,6 +520,7 @@ class Auth(Part):
         await self.roles.start()
         self._repeat(self.config.revocation_poll_s, self._feed.look, "revocations")
         self._repeat(self.config.revocation_poll_s, self._watches.look, "watches")
+        self._repeat(self.config.revocation_poll_s, self._watches.look_at_ends, "ends of watches")
         self._repeat(self.config.session_write_back_s, self._session_store.write_back, "write back")
         self._repeat(self.config.sweep_s, self._sweep, "sweep")
         self._repeat(self.config.key_use_write_s, self.keys.write_uses, "key uses")
@@ -505,11 +538,11 @@ class Auth(Part):
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    async def _open(self, tx: Tx, tenant: str, subject: str, device: str) -> Tokens:
+    async def _open(self, tx: Tx, tenant: str, subject: str, device: str, method: Method) -> Tokens:
         await self.roles.admit(tx, tenant, subject)
         session, token = await self.sessions.open(tx, tenant, subject, device)
         await self._tell(tx, "login", tenant, subject, session_id=session.id, device=device_name(device))
-        tx.after_commit(self._logins["ok"].inc)
+        self._logins.opened(tx, method)
         return self._tokens(session, token)
 
     async def _tell(self, tx: Tx, name: str, tenant: str, subject: str, **data: Any) -> None:

@@ -34,9 +34,11 @@ class AuthConfig(Config, frozen=True, kw_only=True):
         pepper: mixed into every password and refresh token, at least 32 bytes, kept outside the database. Changing it
             makes all of them worthless.
         issuer, audience: what a token must say of itself.
-        access_ttl_s: life of an access token.
+        access_ttl_s: life of an access token, and how long a stream is not asked whether its session has expired.
         refresh_ttl_s: how long a session may rest between two refreshes.
         session_ttl_s: how long a session may live at all.
+        sessions_per_subject_max: sessions that one subject may have at a time; a new one ends that which has rested
+            longest.
         replay_window_s: how long after a rotation the token before it still gets the same successor.
         ticket_ttl_s: life of a ticket.
         clock_skew_s: how far two hosts' clocks may be apart.
@@ -86,6 +88,7 @@ class AuthConfig(Config, frozen=True, kw_only=True):
     access_ttl_s: Annotated[int, Meta(ge=10, le=3_600)] = 900
     refresh_ttl_s: Annotated[float, Meta(ge=60, le=31_536_000)] = 604_800.0
     session_ttl_s: Annotated[float, Meta(ge=60, le=31_536_000)] = 2_592_000.0
+    sessions_per_subject_max: Annotated[int, Meta(ge=1, le=100)] = 50
     replay_window_s: Annotated[float, Meta(ge=0, le=60)] = 10.0
     ticket_ttl_s: Annotated[float, Meta(ge=1, le=300)] = 60.0
     clock_skew_s: Annotated[int, Meta(ge=0, le=300)] = 30

@@ -28,6 +28,7 @@ UNION: Final = "wechat"
 """The kind of a WeChat unionid; ``wechat:<appid>`` is that of an openid."""
 
 _COLUMNS = "kind, login, subject, created_at_us, verified_at_us"
+_SHARED: Final = {"sqlite": "", "mysql": "LOCK IN SHARE MODE"}
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -63,9 +64,10 @@ class IdentityStore:
         found = await self._db.query(_FIND, (tenant, kind, login))
         return Identity(*found.rows[0]) if found.rows else None
 
-    async def lock(self, tx: Tx, tenant: str, kind: str, login: str) -> Identity | None:
-        """Whose ``login`` it is, and stays until the end of ``tx``."""
-        found = await tx.execute(f"{_FIND} {tx.dialect.for_update}", (tenant, kind, login))
+    async def lock(self, tx: Tx, tenant: str, kind: str, login: str, *, shared: bool = False) -> Identity | None:
+        """Whose ``login`` it is, and stays until the end of ``tx``; ``shared``: others may lock it so, too."""
+        lock = _SHARED[tx.dialect.name] if shared else tx.dialect.for_update
+        found = await tx.execute(f"{_FIND} {lock}", (tenant, kind, login))
         return Identity(*found.rows[0]) if found.rows else None
 
     async def exists(self, tx: Tx, tenant: str, kind: str, login: str) -> bool:
@@ -87,6 +89,13 @@ class IdentityStore:
         Raises:
             LoginTaken: somebody has it; roll back what the transaction has done.
         """
+        if await self.add_or_find(tx, tenant, kind, login, subject, proven=proven) is not None:
+            raise LoginTaken()
+
+    async def add_or_find(
+        self, tx: Tx, tenant: str, kind: str, login: str, subject: str, *, proven: bool
+    ) -> Identity | None:
+        """A new identity of ``subject``: None. Where somebody has it, this one included: whose it is."""
         now = self.now
         try:
             await tx.execute(
@@ -95,7 +104,10 @@ class IdentityStore:
                 (tenant, kind, login, subject),
             )
         except UniqueViolation:
-            raise LoginTaken() from None
+            # Whatever the snapshot shows, this sees who was quicker. Shared, as is the lock that the INSERT has left:
+            # of two who came too late, each would wait for the other to get more.
+            return await self.lock(tx, tenant, kind, login, shared=True)
+        return None
 
     async def mark_proven(self, tx: Tx, tenant: str, kind: str, login: str) -> None:
         """It has been proven; the first time stays."""

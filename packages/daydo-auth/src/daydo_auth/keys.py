@@ -232,6 +232,14 @@ class Keys:
         """What became of a key's request."""
         self._uses.add(principal.key_id, principal.tenant, principal.subject, outcome)
 
+    async def lives(self, key_ids: Sequence[str]) -> dict[str, int]:
+        """How long each of these still works, in µs; one that does not is not among them.
+
+        Raises:
+            DbError: the database is away.
+        """
+        return await self._rows.lives(key_ids)
+
     async def write_uses(self) -> None:
         """Write and tell the last use of each key."""
         await self._uses.write()

@@ -94,11 +94,15 @@ class Tokens(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a subject stands: the names of its roles, how often that has changed, and whether it may log in."""
+    """How a subject stands: the names of its roles, how often that has changed, and whether it may log in.
+
+    ``has_left``: it may not, and by its own will.
+    """
 
     roles: tuple[str, ...] = ()
     epoch: int = 0
     is_disabled: bool = False
+    has_left: bool = False
 
 
 class AccessToken(msgspec.Struct, frozen=True):

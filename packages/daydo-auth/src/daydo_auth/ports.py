@@ -19,6 +19,16 @@ class Sender(Protocol):
         """
 
 
+class StartClean(Protocol):
+    """Takes away what somebody has left of themselves with you: a name, a picture, files. See Auth.prove."""
+
+    async def __call__(self, tenant: str, subject: str) -> None:
+        """Whoever was ``subject`` cannot get in any more, and somebody else is about to.
+
+        In no transaction. What is raised stops that: the next proof calls again, so do it such that twice is no harm.
+        """
+
+
 class WeChatUser(msgspec.Struct, frozen=True):
     """Whom WeChat named: ``openid`` is theirs in one application, ``unionid`` in all of one owner, if any."""
 

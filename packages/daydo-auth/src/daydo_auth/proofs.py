@@ -7,10 +7,13 @@ it yet. Whether a login is known is said only to who has proven that it is their
 their own and wait. So when a code first proves such a login:
 
 - by somebody who speaks from a session of that very subject (``by=``): it is marked proven, nothing else;
-- if the subject is otherwise proven (another login, WeChat), or shut out: the login is taken from it, nobody has it
-  now. Else whoever registered a stranger's number and left would keep the stranger out;
-- else the subject is the prover's from here on, and whatever the one before could come back by is gone: password, keys,
-  sessions.
+- if the subject was shut out by others: it keeps the login, and the prover is told AccountDisabled. Nobody comes back
+  anew by proving their number at last. After ``roles.enable`` the rules below hold;
+- if the subject is otherwise proven (another login, WeChat), or has left by itself: the login is taken from it, nobody
+  has it now. Else whoever registered a stranger's number and left would keep the stranger out;
+- else the subject is the prover's from here on. First whatever the one before could come back by is gone, and what was
+  given to them: password, keys, sessions, roles. Then the application takes away what they have left of themselves
+  (:class:`daydo_auth.ports.StartClean`). Only then is the login proven: what fails is done again by the next proof.
 
 A password is checked outside the transaction that acts on it, for it takes long. So the transaction looks again whether
 it is still that password, under a lock: a log-in that began before a change of the password does not end after it.
@@ -25,7 +28,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from daydo_db import Database, Tx
-from daydo_kernel import Counter, Event, EventSink, FieldError
+from daydo_kernel import Event, EventSink, FieldError
 
 from .codes import Codes
 from .config import AuthConfig
@@ -43,11 +46,12 @@ from .errors import (
 )
 from .hashing import HashingPool
 from .identities import LOGIN, UNION, Identity, IdentityStore, mask_identity
+from .login_counts import Method
 from .logins import mask_login, normalize_login
 from .model import Code, Credential, HashedPassword, Password, Principal, Proof, Tokens, WeChatCode
 from .names import check_names
 from .passwords import MAX_SECRET_CHARS, Hasher, weaknesses
-from .ports import WeChatLogin
+from .ports import StartClean, WeChatLogin
 from .roles import Roles
 from .sessions import Sessions
 
@@ -56,7 +60,7 @@ T = TypeVar("T")
 LOG_IN, RESET = "login", "reset"  # purposes of codes
 _ATTEMPTS = 3
 
-Open = Callable[[Tx, str, str, str], Awaitable[Tokens]]
+Open = Callable[[Tx, str, str, str, Method], Awaitable[Tokens]]
 
 
 class Proofs:
@@ -74,8 +78,8 @@ class Proofs:
         sessions: Sessions,
         roles: Roles,
         events: EventSink,
-        logins: dict[str, Counter],
         open_session: Open,
+        start_clean: StartClean | None,
     ) -> None:
         self._db = db
         self._config = config
@@ -87,8 +91,8 @@ class Proofs:
         self._sessions = sessions
         self._roles = roles
         self._events = events
-        self._logins = logins
         self._open = open_session
+        self._start_clean = start_clean
 
     # -- prove, link, log in -------------------------------------------------------------------------------------
 
@@ -100,10 +104,13 @@ class Proofs:
             proof = Proof(tenant, LOGIN, login, subject, way="password")
         else:
             proof = await self._prove(credential, tenant, purpose, address, by)
-        if proof.subject is not None and (await self._roles.of(proof.subject, tenant=tenant)).is_disabled:
-            await self._refused(tenant, proof.subject, error=AccountDisabled.name)
-            raise AccountDisabled()
-        return proof
+        return await self._admissible(proof)
+
+    async def identify(self, proof: Proof, by: Principal | None) -> Proof:
+        if proof.way == "password":
+            return proof  # of a subject, not of a login: if that is somebody else's by now, it says nothing about them
+        whose = self._known(proof.of(None)) if proof.way == "wechat" else self._settled(proof.of(None), by)
+        return await self._admissible(await whose)
 
     async def link(self, proof: Proof, subject: str, tx: Tx | None) -> None:
         check_names(proof.tenant, subject)
@@ -129,7 +136,7 @@ class Proofs:
                     return None  # changed, or hashed anew by another log-in: look again
                 if fresh:  # noqa: B023
                     await self._store.replace_password(tx, tenant, subject, hashed, fresh)  # noqa: B023
-                return await self._open(tx, tenant, subject, device)  # noqa: B023
+                return await self._open(tx, tenant, subject, device, "password")  # noqa: B023
 
             if (tokens := await self._admitted(tenant, subject, write)) is not None:
                 return tokens
@@ -140,7 +147,7 @@ class Proofs:
             owner = await self._store.lock(tx, proof.tenant, proof.kind, proof.login)
             if owner is None or owner.subject != proof.subject:
                 raise UnknownIdentity()  # never was anybody's, or was taken away since
-            return await self._open(tx, proof.tenant, owner.subject, device)
+            return await self._open(tx, proof.tenant, owner.subject, device, proof.way)
 
         return await self._admitted(proof.tenant, proof.subject or "", write)
 
@@ -233,6 +240,12 @@ class Proofs:
 
     # -- steps: codes and WeChat ---------------------------------------------------------------------------------
 
+    async def _admissible(self, proof: Proof) -> Proof:
+        if proof.subject is not None and (await self._roles.of(proof.subject, tenant=proof.tenant)).is_disabled:
+            await self._refused(proof.tenant, proof.subject, error=AccountDisabled.name)
+            raise AccountDisabled()
+        return proof
+
     async def _prove(
         self, credential: Code | WeChatCode, tenant: str, purpose: str, address: str, by: Principal | None
     ) -> Proof:
@@ -257,34 +270,55 @@ class Proofs:
         if found is None or found.verified_at_us:
             return proof.of(found.subject if found is not None else None)
 
-        async def write(tx: Tx) -> str | None:
+        async def write(tx: Tx) -> tuple[str | None, bool]:
             owner = await self._store.lock(tx, proof.tenant, proof.kind, proof.login)
             if owner is None or owner.verified_at_us:
-                return owner.subject if owner is not None else None
+                return owner.subject if owner is not None else None, False
             return await self._settle(tx, proof, owner, by)
 
-        return proof.of(await self._db.run(write))
+        subject, is_reclaimed = await self._db.run(write)
+        if subject is not None and is_reclaimed:
+            subject = await self._hand_over(proof, subject)
+        return proof.of(subject)
 
-    async def _settle(self, tx: Tx, proof: Proof, owner: Identity, by: Principal | None) -> str | None:
+    async def _settle(self, tx: Tx, proof: Proof, owner: Identity, by: Principal | None) -> tuple[str | None, bool]:
+        """Whose an unproven login is, and whether it has yet to be handed over: who had it is out by then."""
         tenant, subject = proof.tenant, owner.subject
         if by is not None and (by.tenant, by.subject) == (tenant, subject):
             await self._store.mark_proven(tx, tenant, LOGIN, proof.login)
-            return subject
+            return subject, False
         known = await self._store.of(tenant, subject, tx)
         await self._store.lock_password(tx, tenant, subject)
         standing = await self._roles.hold(tx, tenant, subject)
-        if standing.is_disabled or any(each.verified_at_us for each in known):
+        if standing.is_disabled and not standing.has_left:
+            return subject, False
+        if standing.has_left or any(each.verified_at_us for each in known):
             await self._store.remove(tx, tenant, LOGIN, proof.login, subject)
             await self._tell(tx, "login_reclaimed", tenant, subject, login=mask_login(proof.login), subject_kept=True)
-            return None
+            return None, False
         if by is not None:
-            return subject  # theirs for the asking, by logging in with a code; not in passing
-        await self._store.mark_proven(tx, tenant, LOGIN, proof.login)
+            return subject, False  # theirs for the asking, by logging in with a code; not in passing
         await self._store.drop_password(tx, tenant, subject)
+        await self._roles.assign(subject, (), tenant=tenant, tx=tx)
         await self._store.drop_keys(tx, tenant, subject)
         await self._sessions.end_all(subject, tenant=tenant, why="reclaimed", tx=tx)
-        await self._tell(tx, "login_reclaimed", tenant, subject, login=mask_login(proof.login), subject_kept=False)
-        return subject
+        return subject, True
+
+    async def _hand_over(self, proof: Proof, subject: str) -> str | None:
+        """Let ``subject``, whom nobody can enter as, be the prover's; whose the login is then."""
+        tenant = proof.tenant
+        if self._start_clean is not None:
+            await self._start_clean(tenant, subject)
+
+        async def write(tx: Tx) -> str | None:
+            owner = await self._store.lock(tx, tenant, LOGIN, proof.login)
+            if owner is None or owner.subject != subject or owner.verified_at_us:
+                return owner.subject if owner is not None else None  # by another proof at the same time
+            await self._store.mark_proven(tx, tenant, LOGIN, proof.login)
+            await self._tell(tx, "login_reclaimed", tenant, subject, login=mask_login(proof.login), subject_kept=False)
+            return subject
+
+        return await self._db.run(write)
 
     async def _known(self, proof: Proof) -> Proof:
         """``proof`` by WeChat with its subject: whoever has the openid, else whoever has the unionid."""
@@ -309,12 +343,15 @@ class Proofs:
         # Locked only where there is a row: a lock on none is one on a gap, and two newcomers would deadlock.
         known = await self._store.exists(tx, proof.tenant, kind, login)
         owner = await self._store.lock(tx, proof.tenant, kind, login) if known else None
+        is_proven = proof.way != "password"
         if owner is None:
-            await self._store.add(tx, proof.tenant, kind, login, subject, proven=proof.way != "password")
-            await self._tell(tx, "linked", proof.tenant, subject, kind=kind, login=mask_identity(kind, login))
-        elif owner.subject != subject:
+            owner = await self._store.add_or_find(tx, proof.tenant, kind, login, subject, proven=is_proven)
+            if owner is None:
+                await self._tell(tx, "linked", proof.tenant, subject, kind=kind, login=mask_identity(kind, login))
+                return
+        if owner.subject != subject:
             raise LoginTaken()
-        elif proof.way != "password":
+        if is_proven and not owner.verified_at_us:
             await self._store.mark_proven(tx, proof.tenant, kind, login)
 
     # -- steps: passwords ----------------------------------------------------------------------------------------
@@ -325,7 +362,6 @@ class Proofs:
         found = await self._store.find_password(tenant, login) if login is not None else None
         subject, hashed = found if found is not None else ("", "")
         if login is None or not await self._check(password.secret, hashed):
-            self._logins["wrong"].inc()
             await self._refused(tenant, subject, login=mask_login(login or ""), known=bool(subject))
             raise WrongCredentials()
         return subject, login, hashed
@@ -333,11 +369,7 @@ class Proofs:
     async def _check(self, secret: str, hashed: str) -> bool:
         if len(secret) > MAX_SECRET_CHARS:
             return False  # says nothing about the login: it is refused for every one
-        try:
-            return await self._pool.run(self._hasher.check, secret, hashed)
-        except HashingSaturated:
-            self._logins["saturated"].inc()
-            raise
+        return await self._pool.run(self._hasher.check, secret, hashed)
 
     async def _rehash(self, secret: str, hashed: str) -> str:
         """``secret`` by today's recipe; "" where ``hashed`` is, or there is no time for it now."""

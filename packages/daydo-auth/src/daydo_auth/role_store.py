@@ -19,7 +19,7 @@ from .model import Standing
 from .permissions import Role, RoleTable
 
 _ROLE = "tenant, name, inherits, permissions"
-_STANDING = "subject, roles, epoch, disabled_at_us"
+_STANDING = "subject, roles, epoch, disabled_at_us, has_left"
 # Catching UniqueViolation instead would leave a shared lock, and two who want the row exclusively next would deadlock.
 _UNLESS_THERE = {"sqlite": "ON CONFLICT DO NOTHING", "mysql": "ON DUPLICATE KEY UPDATE epoch = epoch"}
 
@@ -120,8 +120,8 @@ class RoleStore:
     async def lock_subject(self, tx: Tx, tenant: str, subject: str, epoch: int) -> Standing:
         """How ``subject`` stands, held until the end of ``tx``; who has no row yet begins with ``epoch``."""
         make = (
-            "INSERT INTO daydo_auth_subject (tenant, subject, roles, epoch, disabled_at_us, changed_at_us) "
-            f"VALUES (?, ?, '', ?, 0, {self._now}) {self._unless_there}"
+            "INSERT INTO daydo_auth_subject (tenant, subject, roles, epoch, disabled_at_us, has_left, changed_at_us) "
+            f"VALUES (?, ?, '', ?, 0, 0, {self._now}) {self._unless_there}"
         )
         lock = f"SELECT {_STANDING} FROM daydo_auth_subject WHERE tenant = ? AND subject = ? {tx.dialect.for_update}"
         _, found = await tx.execute_all([(make, (tenant, subject, epoch)), (lock, (tenant, subject))])
@@ -135,12 +135,12 @@ class RoleStore:
             (" ".join(roles), tenant, subject),
         )
 
-    async def set_disabled(self, tx: Tx, tenant: str, subject: str, *, disabled: bool) -> None:
+    async def set_disabled(self, tx: Tx, tenant: str, subject: str, *, disabled: bool, left: bool) -> None:
         """Let a locked subject in or not, and give it the next epoch."""
         await tx.execute(
-            f"UPDATE daydo_auth_subject SET disabled_at_us = {self._now if disabled else 0}, epoch = epoch + 1, "
-            f"changed_at_us = {self._now} WHERE tenant = ? AND subject = ?",
-            (tenant, subject),
+            f"UPDATE daydo_auth_subject SET disabled_at_us = {self._now if disabled else 0}, has_left = ?, "
+            f"epoch = epoch + 1, changed_at_us = {self._now} WHERE tenant = ? AND subject = ?",
+            (int(left), tenant, subject),
         )
 
     async def forget(self, tx: Tx, tenant: str, subject: str) -> None:
@@ -158,5 +158,5 @@ def _role(row: tuple[Any, ...]) -> Role:
 
 
 def _standing(row: tuple[Any, ...]) -> Standing:
-    _, roles, epoch, disabled_at_us = row
-    return Standing(tuple(roles.split()), epoch, bool(disabled_at_us))
+    _, roles, epoch, disabled_at_us, has_left = row
+    return Standing(tuple(roles.split()), epoch, bool(disabled_at_us), bool(has_left))

@@ -257,7 +257,12 @@ class Roles:
     async def disable(
         self, subject: str, *, tenant: str = "", by: Principal | None = None, tx: Tx | None = None
     ) -> Standing:
-        """Shut ``subject`` out: its sessions end, and no credential opens another. Its roles stay.
+        """Shut ``subject`` out: its sessions end, and no credential opens another. Its roles stay, and so do its
+        logins: nobody gets in anew by one of them.
+
+        With ``by`` the subject itself it has left (``has_left``): then a login that it has never proven goes to who
+        proves it, or one could keep strangers out by registering their numbers and leaving. Who was shut out cannot
+        leave any more; who has left can be shut out.
 
         Raises:
             Forbidden: ``by`` may not do what ``subject`` may.
@@ -398,7 +403,7 @@ class Roles:
             data = {"roles": [*roles], "before": [*had.roles]}
             await self._tell(tx, "roles_assigned", tenant, by, data, subject)
             await self._feed.write(tx, "subject", tenant, subject, had.epoch + 1)
-            return Standing(roles, had.epoch + 1, had.is_disabled)
+            return Standing(roles, had.epoch + 1, had.is_disabled, had.has_left)
 
         return await self._db.run(write, tx=tx)
 
@@ -408,20 +413,21 @@ class Roles:
         self._require_started()
         check_names(tenant, subject)
         _require_at_home(by, tenant)
+        left = disabled and by is not None and (by.tenant, by.subject) == (tenant, subject)
 
         async def write(tx: Tx) -> Standing:
             view = None if by is None else await self._held_view(tx, tenant)
             had = await self._held(tx, tenant, subject)
             if view is not None:
                 _require_within(by, grants_of(view, had.roles))
-            if had.is_disabled == disabled:
+            if had.is_disabled == disabled and (left or not had.has_left):
                 return had
-            await self._store.set_disabled(tx, tenant, subject, disabled=disabled)
+            await self._store.set_disabled(tx, tenant, subject, disabled=disabled, left=left)
             if disabled:
                 await self._end_sessions(subject, tenant=tenant, why="disabled", tx=tx)
             await self._tell(tx, "account_disabled" if disabled else "account_enabled", tenant, by, {}, subject)
             await self._feed.write(tx, "subject", tenant, subject, had.epoch + 1)
-            return Standing(had.roles, had.epoch + 1, disabled)
+            return Standing(had.roles, had.epoch + 1, disabled, left)
 
         return await self._db.run(write, tx=tx)
 

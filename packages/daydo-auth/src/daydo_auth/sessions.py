@@ -127,8 +127,10 @@ class Sessions:
     # -- for Auth ------------------------------------------------------------------------------------------------
 
     async def open(self, tx: Tx, tenant: str, subject: str, device: str) -> tuple[Session, RefreshToken]:
-        """A new session and its first token."""
-        return await self._rows.insert(tx, tenant, subject, device)
+        """A new session and its first token. Where these are too many then, those that have rested longest end."""
+        session, token, too_many = await self._rows.insert(tx, tenant, subject, device)
+        await self._end(tx, tenant, subject, too_many, "too_many")
+        return session, token
 
     async def rotate(self, token: RefreshToken | None) -> tuple[Session, RefreshToken]:
         """The session of ``token``, counted up, and the token's successor.

@@ -63,32 +63,54 @@ class SessionRows:
         self._clock = clock
         self._refresh_ttl_us = round(config.refresh_ttl_s * 1e6)
         self._session_ttl_us = round(config.session_ttl_s * 1e6)
+        self._sessions_max = config.sessions_per_subject_max
 
     @property
     def now(self) -> str:
         """SQL for the time."""
         return now_sql(self._db.dialect, self._clock)
 
-    async def insert(self, tx: Tx, tenant: str, subject: str, device: str) -> tuple[Session, RefreshToken]:
-        """A new session of who has proven themselves just now, and its first token."""
+    @property
+    def _alive(self) -> str:
+        """SQL for: it can still be refreshed."""
+        return f"revoked_at_us = 0 AND expires_at_us > {self.now} AND refresh_by_us > {self.now}"
+
+    async def insert(self, tx: Tx, tenant: str, subject: str, device: str) -> tuple[Session, RefreshToken, list[str]]:
+        """A new session of who has proven themselves just now, its first token, and the sessions that are too many now.
+
+        The caller holds the subject, so that of two at once the second sees what the first has opened. In a transaction
+        of yours that has an old snapshot it may not: then the next one finds those as well.
+        """
         token = RefreshToken(new_id("ses"), 1, new_secret())
         now = self.now
-        await tx.execute(
+        insert = (
             "INSERT INTO daydo_auth_session (id, tenant, subject, device, secret_hash, counter, created_at_us, "
             "proved_at_us, rotated_at_us, refresh_by_us, expires_at_us, revoked_at_us, revoked_for) "
-            f"VALUES (?, ?, ?, ?, ?, 1, {now}, {now}, {now}, {now} + ?, {now} + ?, 0, '')",
-            (
-                token.session_id,
-                tenant,
-                subject,
-                device_name(device),
-                hash_secret(token.secret),
-                self._refresh_ttl_us,
-                self._session_ttl_us,
-            ),
+            f"VALUES (?, ?, ?, ?, ?, 1, {now}, {now}, {now}, {now} + ?, {now} + ?, 0, '')"
         )
-        session, _ = _session_of((await tx.execute(_READ.format(now=now), (token.session_id,))).rows[0])
-        return session, token
+        # Without a lock: at REPEATABLE READ it would be one on gaps, too, and newcomers would wait for each other.
+        others = (
+            f"SELECT id FROM daydo_auth_session WHERE tenant = ? AND subject = ? AND id <> ? AND {self._alive} "
+            "ORDER BY rotated_at_us DESC, id DESC"
+        )
+        values = (
+            token.session_id,
+            tenant,
+            subject,
+            device_name(device),
+            hash_secret(token.secret),
+            self._refresh_ttl_us,
+            self._session_ttl_us,
+        )
+        _, found, known = await tx.execute_all(
+            [
+                (insert, values),
+                (_READ.format(now=now), (token.session_id,)),
+                (others, (tenant, subject, token.session_id)),
+            ]
+        )
+        session, _ = _session_of(found.rows[0])
+        return session, token, sorted(row[0] for row in known.rows[self._sessions_max - 1 :])
 
     async def read(self, session_id: str) -> tuple[Session, int] | None:
         """A session with its subject's roles, and the time."""
@@ -136,16 +158,24 @@ class SessionRows:
 
     async def list(self, tenant: str, subject: str) -> list[SessionInfo]:
         """The sessions that can still be refreshed, the last used first, at most ``LISTED_MAX``."""
-        now = self.now
         found = await self._db.query(
             "SELECT id, device, created_at_us, rotated_at_us FROM daydo_auth_session WHERE tenant = ? AND subject = ? "
-            f"AND revoked_at_us = 0 AND expires_at_us > {now} AND refresh_by_us > {now} "
-            f"ORDER BY rotated_at_us DESC, id DESC LIMIT {LISTED_MAX}",
+            f"AND {self._alive} ORDER BY rotated_at_us DESC, id DESC LIMIT {LISTED_MAX}",
             (tenant, subject),
         )
         return [
             SessionInfo(id=row[0], device=row[1], created_at_us=row[2], last_used_at_us=row[3]) for row in found.rows
         ]
+
+    async def lives(self, session_ids: Sequence[str]) -> dict[str, int]:
+        """How long each of these can still be refreshed, in µs; one that cannot is not among them."""
+        marks = ", ".join("?" * len(session_ids))
+        found = await self._db.query(
+            f"SELECT id, refresh_by_us, expires_at_us, {self.now} FROM daydo_auth_session "
+            f"WHERE id IN ({marks}) AND {self._alive}",
+            session_ids,
+        )
+        return {row[0]: min(row[1], row[2]) - row[3] for row in found.rows}
 
     async def running(self, tx: Tx, tenant: str, subject: str) -> Sequence[str]:
         """All sessions of a subject that have not been ended, locked."""

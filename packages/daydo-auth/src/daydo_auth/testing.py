@@ -366,7 +366,7 @@ class AuthConformance:
         with pytest.raises(KeyError):
             await auth._db.run(fail)
         assert events.names == []
-        assert auth._logins["ok"].value == 0
+        assert auth._logins.value("other", "ok") == 0
         with pytest.raises(TokenInvalid):
             await auth.refresh(opened[0].refresh)
 
@@ -480,6 +480,48 @@ class AuthConformance:
         clock.advance(auth.config.refresh_ttl_s)
         assert await auth.sessions.list(here) == []
 
+    async def test_the_number_of_sessions_is_bounded(
+        self, auth: Auth, clock: ManualClock, tokens: Tokens, events: RecordedEvents
+    ) -> None:
+        """One more than there may be ends the one that has rested longest, for itself and for all workers; others' and
+        those that are over anyway do not count.
+        """
+        await auth.open_session("u_2")
+        opened = [tokens]
+        for _ in range(auth.config.sessions_per_subject_max - 1):
+            clock.advance(1)
+            opened.append(await auth.open_session("u_1"))
+        opened[0] = await auth.refresh(opened[0].refresh)
+        await auth._session_store.write_back()
+        assert "auth.session_ended" not in events.names
+        clock.advance(1)
+        newest = await auth.open_session("u_1")
+        with pytest.raises(SessionRevoked):
+            self.who(auth, opened[1])
+        with pytest.raises(SessionRevoked):
+            await auth.refresh(opened[1].refresh)
+        ended = [event for event in events.events if event.name == "auth.session_ended"]
+        assert [event.data for event in ended] == [{"session_id": opened[1].session_id, "why": "too_many"}]
+        for pair in (opened[0], *opened[2:], newest):
+            self.who(auth, pair)
+        await auth.refresh(opened[0].refresh)
+        clock.advance(auth.config.refresh_ttl_s)
+        await auth.open_session("u_1")
+        assert events.names.count("auth.session_ended") == 1
+
+    async def test_parallel_logins_do_not_exceed_the_number_of_sessions(self, auth: Auth) -> None:
+        """Twenty at once, where there is room for ten: ten sessions end, and no more are left than there may be."""
+        most = auth.config.sessions_per_subject_max
+        before = [await auth.open_session("u_1") for _ in range(most - 10)]
+        opened = await asyncio.gather(*(auth.open_session("u_1") for _ in range(20)))
+        left = {each.id for each in await auth.sessions.list("u_1")}
+        assert len(left) == most
+        ended = [pair for pair in (*before, *opened) if pair.session_id not in left]
+        assert len(ended) == 10
+        for pair in ended:
+            with pytest.raises(SessionRevoked):
+                await auth.refresh(pair.refresh)
+
     async def test_ending_one_session(self, auth: Auth, tokens: Tokens, events: RecordedEvents) -> None:
         """A session ended from elsewhere has no access and no refresh; twice is as good as once."""
         web = await auth.login(Password("a@x.cn", self.SECRET), device="web")
@@ -534,8 +576,9 @@ class AuthConformance:
         async def write(tx: Tx) -> None:
             await tx.execute("DELETE FROM daydo_auth_subject WHERE subject = ?", (subject,))
             await tx.execute(
-                "INSERT INTO daydo_auth_subject (tenant, subject, roles, epoch, disabled_at_us, changed_at_us) "
-                "VALUES ('', ?, ?, ?, 0, 1)",
+                "INSERT INTO daydo_auth_subject "
+                "(tenant, subject, roles, epoch, disabled_at_us, has_left, changed_at_us) "
+                "VALUES ('', ?, ?, ?, 0, 0, 1)",
                 (subject, roles, epoch),
             )
             await auth._feed.write(tx, "subject", "", subject, epoch)

@@ -134,10 +134,13 @@ class Personal:
         return await self._auth.step_up(user, credential, address=address)
 
     async def deactivate(self, user: Principal) -> None:
-        """End all sessions and let nobody log in as ``user`` until an administrator lets them."""
+        """End all sessions and let nobody log in as ``user`` until an administrator lets them.
+
+        A phone that they never proved is free for who does.
+        """
 
         async def write(tx: Tx) -> None:
-            await self._auth.roles.disable(user.subject, tenant=user.tenant, tx=tx)
+            await self._auth.roles.disable(user.subject, tenant=user.tenant, by=user, tx=tx)
             await self._tell(user, "deactivated", tx)
 
         await self._db.run(write)

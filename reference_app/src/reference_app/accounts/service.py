@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from daydo_auth import Auth, Code, CodeSent, Password, Proof, Tokens, WeChatCode
+from daydo_auth import Auth, Code, CodeSent, LoginTaken, Password, Proof, Tokens, WeChatCode
 from daydo_db import Database, Tx
 from daydo_kernel import Clock, NotFound, SystemClock, new_id
 from daydo_quota import Account, Ledger
 
 from .config import CREDITS, TENANT, SignUpCredits
 from .contact import Contact
-from .errors import ReferrerUnknown
+from .errors import InviteInvalid, ReferrerUnknown
 from .invites import Invites
 from .repository import Profiles
 from .tables import Profile
@@ -114,7 +114,6 @@ class Accounts:
         Raises:
             WeChatCodeInvalid, RiskRefused, WeChatUnavailable: what WeChat says, or does not.
             AccountDisabled, ReferrerUnknown, InviteInvalid: as :meth:`login_by_code`.
-            LoginTaken: the same person is being registered at this moment; with another code they get in.
         """
         proof = await self._auth.prove(WeChatCode(code), tenant=TENANT, address=arrival.address)
         return await self._enter(proof, Contact(), arrival)
@@ -139,9 +138,17 @@ class Accounts:
         return await self._auth.prove(credential, tenant=TENANT, purpose="register", address=arrival.address)
 
     async def _enter(self, proof: Proof, contact: Contact, arrival: Arrival) -> tuple[Profile, Tokens]:
-        if proof.subject is not None:
-            tokens = await self._auth.open_session(proof.subject, tenant=TENANT, device=arrival.device)
-            return await self._profile(proof.subject), tokens
+        if proof.subject is None:
+            try:
+                return await self._join(proof, contact, arrival)
+            except (LoginTaken, InviteInvalid):  # another request of theirs was quicker, and used their invitation
+                proof = await self._auth.identify(proof)
+                if proof.subject is None:
+                    raise
+        tokens = await self._auth.open_session(proof.subject, tenant=TENANT, device=arrival.device, proof=proof)
+        return await self._profile(proof.subject), tokens
+
+    async def _join(self, proof: Proof, contact: Contact, arrival: Arrival) -> tuple[Profile, Tokens]:
         self._may_register()
         await self._require_referrer(arrival.referrer_id)
         profile = self._newcomer(contact)
@@ -179,7 +186,7 @@ class Accounts:
                 await self._profiles.release_phone(TENANT, profile.phone, tx=tx)
         await self._profiles.add(profile, tx=tx)
         await self._give(Account(TENANT, profile.id, CREDITS), tx)
-        return await self._auth.open_session(profile.id, tenant=TENANT, device=arrival.device, tx=tx)
+        return await self._auth.open_session(profile.id, tenant=TENANT, device=arrival.device, proof=proof, tx=tx)
 
     async def _give(self, account: Account, tx: Tx) -> None:
         given = self._sign_up

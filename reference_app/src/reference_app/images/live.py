@@ -2,7 +2,8 @@
 
 An SSE stream carries a comment, a WebSocket a ``{"type": "ping"}`` message, whenever nothing else was said for
 ``comment_s``, so that proxies keep the connection and clients notice a dead one. Both end when the service drains, and
-when its user would be let in no more: then nothing is sent but a WebSocket's close code, 4401 or 4403.
+when its user would be let in no more, logged out or merely expired: then nothing is sent but a WebSocket's close code,
+4401 or 4403.
 """
 
 from __future__ import annotations

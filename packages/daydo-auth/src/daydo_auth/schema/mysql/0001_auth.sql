@@ -26,6 +26,7 @@ CREATE TABLE daydo_auth_subject (
   roles VARCHAR(1024) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   epoch BIGINT NOT NULL,
   disabled_at_us BIGINT NOT NULL,
+  has_left TINYINT NOT NULL,
   changed_at_us BIGINT NOT NULL,
   PRIMARY KEY (tenant, subject)
 ) ENGINE=InnoDB;

@@ -27,6 +27,7 @@ CREATE TABLE daydo_auth_subject (
   roles TEXT NOT NULL,
   epoch INTEGER NOT NULL,
   disabled_at_us INTEGER NOT NULL,
+  has_left INTEGER NOT NULL,
   changed_at_us INTEGER NOT NULL,
   PRIMARY KEY (tenant, subject)
 ) WITHOUT ROWID;
