@@ -164,6 +164,24 @@ MUTANTS = [
         "if values.count(values[0]) > len(values) // 2}",
     ),
     Mutant(
+        "what most rows change by is written to all",
+        "store.py",
+        "            args += [*members, own[column]]\n",
+        "            args += [*members, most[0][column]]\n",
+    ),
+    Mutant(
+        "a row that is not there any more is not missed",
+        "store.py",
+        "                changed = len(some) if checked else None\n",
+        "                changed = None\n",
+    ),
+    Mutant(
+        "what was charged of a hold is lost when it is read",
+        "rows.py",
+        "(amount if captured else 0) if used is None else used",
+        "0 if used is None else used",
+    ),
+    Mutant(
         "a look that a writer overtakes is believed",
         "store.py",
         "    changed = {row.id for row in seen if row != known[row.id]}\n",

@@ -36,9 +36,9 @@ class Counting:
         self.tables: list[str] = []
         execute_all = Transaction.execute_all
 
-        async def counted(tx: Transaction, statements: Any) -> Any:
+        async def counted(tx: Transaction, statements: Any, **more: Any) -> Any:
             self.tables += [sql.split(" FROM ")[1].split()[0] for sql, _ in statements if " FROM daydo" in sql]
-            return await execute_all(tx, statements)
+            return await execute_all(tx, statements, **more)
 
         monkeypatch.setattr(Transaction, "execute_all", counted)
 
@@ -188,8 +188,8 @@ async def test_a_lane_may_learn_while_an_answer_is_on_its_way(
             if is_first:
                 await told.wait()
 
-        async def answer_late(tx: Transaction, statements: Any) -> Any:
-            results = await execute_all(tx, statements)
+        async def answer_late(tx: Transaction, statements: Any, **more: Any) -> Any:
+            results = await execute_all(tx, statements, **more)
             if committed.is_set() and not told.is_set():
                 told.set()
                 await over

@@ -28,8 +28,11 @@ class Connection(Protocol):
         """Run one statement within ``statement_timeout_s``; when cancelled or timed out, stop it on the server."""
         ...
 
-    async def execute_all(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
-        """Run them in order, together within ``statement_timeout_s``; the first that fails ends it and raises."""
+    async def execute_all(
+        self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None = None
+    ) -> list[Result]:
+        """Run them in order, together within ``timeout_s`` (None: ``statement_timeout_s``); the first that fails ends
+        it and raises."""
         ...
 
     async def script(self, text: str) -> Result:

@@ -122,7 +122,8 @@ class Database(Part):
         try:
             await tx.begin()
             yield tx
-            await to_the_end(tx.commit())
+            if tx.outcome != "committed":
+                await to_the_end(tx.commit())
         except BaseException:
             await to_the_end(tx.rollback())
             raise

@@ -245,12 +245,14 @@ class MysqlConnection:
     async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
         return await self._send(self._written(statement, args), statement, args, self._timeout_s)
 
-    async def execute_all(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
+    async def execute_all(
+        self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None = None
+    ) -> list[Result]:
         # A comment at the end of one must not swallow the semicolon.
         texts = b"\n;".join([self._written(statement, args) for statement, args in statements])
         began_s = self._now_s()
         try:
-            answers = await self._wire.ask_all(texts, self._shapes, self._timeout_s)
+            answers = await self._wire.ask_all(texts, self._shapes, timeout_s or self._timeout_s)
         except MySQLError as error:
             raise self._refused(error, statements[0][0]) from error
         except BaseException as stop:

@@ -75,8 +75,9 @@ class Shapes:
 class Answer:
     """The answer to one command, decoded piece by piece; ``number`` is the sequence number it begins with.
 
-    ``results``: a procedure and a text of several statements give more than one; ``status`` is the server's after the
-    last, None where only an error came; ``rest`` is what came behind it.
+    ``preceded``: the answer to a command without results, sent with this one, comes before it. ``results``: a procedure
+    and a text of several statements give more than one; ``status`` is the server's after the last, None where only an
+    error came; ``rest`` is what came behind it.
     """
 
     __slots__ = (
@@ -91,6 +92,7 @@ class Answer:
         "_rows",
         "_shapes",
         "_text",
+        "_then",
         "_to_come",
         "done",
         "error",
@@ -99,8 +101,10 @@ class Answer:
         "status",
     )
 
-    def __init__(self, text: str, shapes: Shapes, number: int = 1) -> None:
-        self._text, self._shapes, self._number = text, shapes, number
+    def __init__(self, text: str, shapes: Shapes, number: int = 1, *, preceded: bool = False) -> None:
+        self._text, self._shapes = text, shapes
+        self._number = 1 if preceded else number
+        self._then = number if preceded else None
         self._pieces: list[bytes] = []
         self._missing = 0
         self._parts: list[bytes] = []
@@ -231,11 +235,15 @@ class Answer:
             rows.append(_row(packet, 0, len(packet), self._converters))
 
     def _end(self, result: Result, status: bytes) -> None:
-        self.results.append(result)
         self.status = flags = int.from_bytes(status, "little")
         self._read = Answer._read_head
+        if self._then is None:
+            self._add(result)
         if not flags & MORE_RESULTS:
             self._complete()
+
+    def _add(self, result: Result) -> None:
+        self.results.append(result)
 
     def _fail(self, packet: bytes) -> None:
         try:
@@ -248,38 +256,28 @@ class Answer:
         self._complete()
 
     def _complete(self) -> None:
-        self.done = True
+        if self._then is None:
+            self.done = True
+        else:
+            self._number, self._then = self._then, None
 
 
 class Answers(Answer):
-    """The answer to several statements in one text, and to the two commands around it that allow and forbid that.
+    """The answer to several statements in one text: ``ended_s`` is when each result was there, on the clock ``now_s``.
 
-    ``results`` are those of the statements, ``ended_s`` is when each was there, on the clock ``now_s``. The rest as of
-    an :class:`Answer`; ``error`` is that of the first statement that failed, after which the server has carried out no
-    other.
+    ``error`` is that of the first statement that failed, after which the server has carried out no other.
     """
 
-    __slots__ = ("_begin_with", "_now_s", "ended_s")
+    __slots__ = ("_now_s", "ended_s")
 
-    def __init__(self, shapes: Shapes, now_s: Callable[[], float], number: int = 1) -> None:
-        super().__init__("", shapes)
+    def __init__(self, shapes: Shapes, now_s: Callable[[], float], number: int = 1, *, preceded: bool = False) -> None:
+        super().__init__("", shapes, number, preceded=preceded)
         self._now_s = now_s
-        self._begin_with = [1, number]  # The answers to the commands that follow, the last one first.
         self.ended_s: list[float] = []
 
-    def _end(self, result: Result, status: bytes) -> None:
-        of_a_statement = len(self._begin_with) == 1
-        super()._end(result, status)
-        if of_a_statement:
-            self.ended_s.append(self._now_s())
-        else:
-            self.results.pop()
-
-    def _complete(self) -> None:
-        if self._begin_with:
-            self._number = self._begin_with.pop()
-        else:
-            super()._complete()
+    def _add(self, result: Result) -> None:
+        super()._add(result)
+        self.ended_s.append(self._now_s())
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -299,6 +297,7 @@ class Wire(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_s = 0.0
         self._gone = asyncio.Event()
+        self._takes_several = False
         self.status = status
         self.lost = False
         transport.set_protocol(self)
@@ -314,8 +313,9 @@ class Wire(asyncio.BufferedProtocol):
         """
         self._require_idle()
         packets, number = _framed(command)
-        answer = Answer(text, shapes, number)
-        await self._exchange(packets, answer, timeout_s)
+        switch = self._switch(several=False)
+        answer = Answer(text, shapes, number, preceded=bool(switch))
+        await self._exchange(switch + packets, answer, timeout_s)
         if answer.error is not None:
             raise answer.error
         return answer.results[0]
@@ -323,14 +323,21 @@ class Wire(asyncio.BufferedProtocol):
     async def ask_all(self, texts: bytes, shapes: Shapes, timeout_s: float | None) -> Answers:
         """Send several statements, joined by semicolons, in one packet; the first that fails is the last.
 
-        A server takes several in one text only while it is told to, which is here. Errors as in :meth:`ask`, but the
-        server's own about a statement, which is in the answer.
+        Errors as in :meth:`ask`, but the server's own about a statement, which is in the answer.
         """
         self._require_idle()
-        query, number = _framed(QUERY + texts)
-        answer = Answers(shapes, self._loop.time, number)
-        await self._exchange(_SEVERAL_ON + query + _SEVERAL_OFF, answer, timeout_s)
+        packets, number = _framed(QUERY + texts)
+        switch = self._switch(several=True)
+        answer = Answers(shapes, self._loop.time, number, preceded=bool(switch))
+        await self._exchange(switch + packets, answer, timeout_s)
         return answer
+
+    def _switch(self, *, several: bool) -> bytes:
+        """What tells the server, where it does not know yet, to take several statements in one text, or to refuse."""
+        if several == self._takes_several:
+            return b""
+        self._takes_several = several
+        return _SEVERAL_ON if several else _SEVERAL_OFF
 
     def _require_idle(self) -> None:
         if self.lost or self._answer is not None:

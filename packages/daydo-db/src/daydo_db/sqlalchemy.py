@@ -152,7 +152,9 @@ class EnlistedTransaction:
             raise StatementFailed(reason="several statements in one text", statement=statement.text[:200])
         return await self._run(statement.text, bind(statement, args)[1])
 
-    async def execute_all(self, statements: Sequence[tuple[str, Sequence[Value]]]) -> list[Result]:
+    async def execute_all(
+        self, statements: Sequence[tuple[str, Sequence[Value]]], *, commit_within_s: float | None = None
+    ) -> list[Result]:
         """As :meth:`daydo_db.Tx.execute_all`, one after the other: the session's driver knows no other way."""
         for sql, _ in statements:
             require_single(self._dialect.name, compile_statement(self._dialect.name, sql))

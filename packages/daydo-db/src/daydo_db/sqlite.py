@@ -118,8 +118,10 @@ class SqliteConnection:
     async def execute(self, statement: Statement, args: Sequence[Value] = ()) -> Result:
         return (await self._run([(statement, args)], self._timeout_s))[0]
 
-    async def execute_all(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
-        return await self._run(statements, self._timeout_s)
+    async def execute_all(
+        self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None = None
+    ) -> list[Result]:
+        return await self._run(statements, timeout_s or self._timeout_s)
 
     async def script(self, text: str) -> Result:
         return (await self._run([(Statement(text, 0, ""), ())], None))[0]

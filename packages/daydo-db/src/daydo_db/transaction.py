@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
+from daydo_kernel import to_the_end
+
 from .connection import Connection, Engine
 from .errors import (
     CommitUnknown,
@@ -63,6 +65,7 @@ class Transaction:
         self._dead: BaseException | None = None
         self._begun = False
         self._ended = False
+        self._left = False
         self._savepoints = 0
         self.outcome = "rolled_back"
 
@@ -85,13 +88,17 @@ class Transaction:
             [result] = await self._run([statement])
             return result
 
-    async def execute_all(self, statements: Sequence[tuple[str, Sequence[Value]]]) -> list[Result]:
-        """As :meth:`Tx.execute_all`; it refuses what :meth:`execute` refuses."""
+    async def execute_all(
+        self, statements: Sequence[tuple[str, Sequence[Value]]], *, commit_within_s: float | None = None
+    ) -> list[Result]:
+        """As :meth:`Tx.execute_all`; it refuses what :meth:`execute` refuses. Once committed, it has been left."""
         checked = [self._checked(sql, args) for sql, args in statements]
         for statement, _ in checked:
             require_single(self.dialect.name, statement)
         async with self._turn:
             self._require_alive()
+            if commit_within_s is not None:
+                return await to_the_end(self._finish(checked, commit_within_s))
             if not checked:
                 return []
             if self._begun:
@@ -110,30 +117,35 @@ class Transaction:
         return bind(statement, args)
 
     async def _run(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
-        try:
-            if len(statements) == 1:
-                results = [await self._connection.execute(*statements[0])]
-            else:
-                results = await self._connection.execute_all(statements)
-        except BaseException as error:
-            # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (an I/O error).
-            if isinstance(error, _DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
-                self._die(error)
-            raise
+        results = await self._send(statements)
         if not self._connection.in_transaction:
             self._die(StatementFailed(reason="it committed silently", statement=statements[-1][0].text[:200]))
             self._require_alive()
         return results
 
+    async def _send(
+        self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None = None
+    ) -> list[Result]:
+        try:
+            if len(statements) == 1:
+                return [await self._connection.execute(*statements[0])]
+            return await self._connection.execute_all(statements, timeout_s)
+        except BaseException as error:
+            # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (an I/O error).
+            if isinstance(error, _DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
+                self._die(error)
+            raise
+
     def after_commit(self, fn: Callable[[], None]) -> None:
-        """As :meth:`Tx.after_commit`.
+        """As :meth:`Tx.after_commit`; also behind what was committed already, to the end of the block.
 
         Raises:
             TypeError: ``fn`` is a coroutine function.
         """
         if inspect.iscoroutinefunction(fn):
             raise TypeError("after_commit takes a plain function; start a task of your own in it")
-        self._require_alive()
+        if self._left or self.outcome != "committed":
+            self._require_alive()
         self._callbacks.append(fn)
 
     @asynccontextmanager
@@ -172,22 +184,27 @@ class Transaction:
         """
         async with self._turn:
             self._require_alive()
-            self._ended = True
-            if not self._connection.usable:
-                self.outcome = "aborted"
-                raise ConnectionLost()
-            if not self._begun:
-                self.outcome = "committed"
-                return
-            try:
-                await self._connection.execute(compile_statement(self.dialect.name, "COMMIT"))
-            except (ConnectionLost, QueryTimeout) as error:
-                if was_refused(error):
-                    self._die(error)
-                    raise
-                self.outcome = "unknown"
-                raise CommitUnknown() from error
-            self.outcome = "committed"
+            await self._finish([])
+
+    async def _finish(
+        self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None = None
+    ) -> list[Result]:
+        """Run them and, if none fails, COMMIT, all in one round trip."""
+        if not self._connection.usable:
+            self._die(ConnectionLost())
+            raise ConnectionLost()
+        begin = [(self._engine.begin, ())] if statements and not self._begun else []
+        commit = [(compile_statement(self.dialect.name, "COMMIT"), ())] if statements or self._begun else []
+        self._begun = bool(commit)
+        try:
+            results = await self._send([*begin, *statements, *commit], timeout_s) if commit else []
+        except (ConnectionLost, QueryTimeout) as error:
+            if was_refused(error):
+                raise
+            self.outcome = "unknown"
+            raise CommitUnknown() from error
+        self._ended, self.outcome = True, "committed"
+        return results[len(begin) : len(results) - len(commit)]
 
     async def rollback(self) -> None:
         """ROLLBACK where there is something to roll back; its own failure is the pool's business only."""
@@ -201,6 +218,8 @@ class Transaction:
                 log.debug("rollback failed, the connection is dropped: %s", error)
 
     def run_callbacks(self) -> None:
+        """Tell those who registered; nobody can from now on."""
+        self._left = True
         for fn in self._callbacks:
             try:
                 fn()

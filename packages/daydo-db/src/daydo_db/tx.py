@@ -96,14 +96,21 @@ class Tx(Protocol):
         """
         ...
 
-    async def execute_all(self, statements: Sequence[tuple[str, Sequence[Value]]]) -> list[Result]:
+    async def execute_all(
+        self, statements: Sequence[tuple[str, Sequence[Value]]], *, commit_within_s: float | None = None
+    ) -> list[Result]:
         """Run several statements in order, on our own connections in one round trip.
 
         The first that fails ends it: its error is raised, those behind it are not run, those before it stay done.
         They have ``statement_timeout_s`` together.
 
+        ``commit_within_s`` says that none will follow in the transaction. Then, if all goes well, COMMIT goes with them
+        in a transaction of ours, which is a round trip less; they have so many seconds together, and a cancellation
+        waits for their answer. Whoever lent us theirs commits as always.
+
         Raises:
             StatementFailed: besides the usual, a ``;`` in the text of one, or a CALL, whose results cannot be counted.
+            CommitUnknown: they were to be committed, and the answer did not come.
             DbError, TypeError, ValueError: as :meth:`execute`.
         """
         ...

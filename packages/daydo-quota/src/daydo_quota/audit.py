@@ -35,7 +35,7 @@ from daydo_db import Database, Tx, Value
 from .model import Audit, Disagreement
 from .ops import Allow, GrantUnits, fingerprint
 from .periods import Anchor, Every
-from .rows import DEBT, NEVER_US, PARTS, Share
+from .rows import DEBT, NEVER_US, Share, read_parts
 
 _BATCH = """
     SELECT a.id, COALESCE((SELECT MIN(e.seq) FROM daydo_quota_entry e WHERE e.account_id = a.id), 1), a.seq
@@ -79,11 +79,12 @@ _OF_ACCOUNTS = {
         SELECT a.id, a.id FROM daydo_quota_account a WHERE a.id IN ({ids}) AND a.debt > 0 AND a.available > 0""",
 }
 _HELD = """
-    SELECT account_id, id, held, '' FROM daydo_quota_grant WHERE account_id IN ({ids}) AND held > 0
+    SELECT account_id, id, held, '', 0 FROM daydo_quota_grant WHERE account_id IN ({ids}) AND held > 0
     UNION ALL
-    SELECT account_id, id, 0, parts FROM daydo_quota_hold WHERE account_id IN ({ids}) AND phase IN ('open', 'owing')
+    SELECT account_id, id, 0, parts, captured FROM daydo_quota_hold
+        WHERE account_id IN ({ids}) AND phase IN ('open', 'owing')
     UNION ALL
-    SELECT id, '', debt, '' FROM daydo_quota_account WHERE id IN ({ids}) AND debt > 0"""
+    SELECT id, '', debt, '', 0 FROM daydo_quota_account WHERE id IN ({ids}) AND debt > 0"""
 
 # When the entries of an account that were rolled up ended; -1 where none were.
 _ROLLED = """COALESCE((SELECT CASE r.kind WHEN 'rolled_up' THEN r.at_us ELSE -1 END FROM daydo_quota_entry r
@@ -383,8 +384,8 @@ def _after(place: Place) -> Place:
 def _misheld(rows: Iterable[Sequence[Any]]) -> Iterator[Disagreement]:
     """Grants whose ``held`` is not what the open holds say they took from them; debts that are not what holds owe."""
     held: dict[tuple[int, str], int] = {}
-    for account_id, row_id, units, parts in rows:
-        shares = _claimed(_shares(parts)) if parts else [(row_id, units)]
+    for account_id, row_id, units, parts, captured in rows:
+        shares = _claimed(_shares(parts, captured)) if parts else [(row_id, units)]
         for grant_id, change in shares:
             held[account_id, grant_id] = held.get((account_id, grant_id), 0) + int(change)
     for (account_id, grant_id), difference in sorted(held.items()):
@@ -398,10 +399,10 @@ def _claimed(shares: Iterable[Share]) -> list[tuple[str, int]]:
     return [(part.grant_id, part.refunded - part.used if part.grant_id == DEBT else -part.free) for part in shares]
 
 
-def _shares(parts: str) -> list[Share]:
+def _shares(parts: str, captured: int) -> list[Share]:
     """None at all where they cannot be read: then the sums do not agree either."""
     try:
-        return PARTS.decode(parts)
+        return read_parts(parts, captured)
     except msgspec.DecodeError:
         return []
 
@@ -511,7 +512,7 @@ def _hold_agrees(
     refunds: int,
     claims: int,
 ) -> bool:
-    shares = _shares(parts)
+    shares = _shares(parts, captured)
     if not amount:
         # A tombstone, or a charge that nothing was held for.
         entered = made is None and created_at_us == expires_at_us == resolved_at_us

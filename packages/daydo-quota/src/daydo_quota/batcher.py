@@ -16,7 +16,7 @@ until the lane is empty. A call on several accounts waits in the lane of one, an
 it. So an open transaction stalls its own account alone. A call that has waited ``busy_timeout_s`` raises
 :class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same. The main line
 waits for nothing but what no look can tell, a key that somebody is claiming at the same time, and not for long: then
-its calls, too, go on in lanes.
+its calls, too, go on in lanes. (COMMIT was on its way with them, so whoever gives up there is told ``CommitUnknown``.)
 
 *Failures.* A call is answered by its transaction's ``after_commit``, hence exactly if it is committed. What the server
 has undone (a deadlock, a lost connection) is written again. So is what may or may not be kept (``CommitUnknown``): the
@@ -44,6 +44,7 @@ from daydo_db import (
     Deadlock,
     LockTimeout,
     PoolTimeout,
+    QueryTimeout,
     StorageFull,
     Tx,
     UniqueViolation,
@@ -78,10 +79,11 @@ class Written(NamedTuple):
 
 Write = Callable[[Sequence[Op], Tx, float, bool], Awaitable[Written]]
 """Decide operations and write them in a transaction. Wait so many seconds at most for what others have locked; for
-their accounts only if the last says so, else these are left out.
+their accounts only if the last says so, else these are left out and the transaction is committed at once.
 
 Raises:
-    Blocked: something that others have locked was not had.
+    LockTimeout: something that others have locked was not had.
+    CommitUnknown: caused by QueryTimeout, it took too long, perhaps for the same reason.
 """
 
 Spawn = Callable[[Coroutine[Any, Any, Any], str], object]
@@ -312,9 +314,11 @@ class Batcher:
             try:
                 write = partial(self._write_in, calls, line)
                 written = await self._db.run(write, retries=self._bounds.retries)
-            except CommitUnknown:
+            except CommitUnknown as error:
                 for call in calls:
                     call.in_doubt = True
+                if line.shared and isinstance(error.__cause__, QueryTimeout):
+                    raise Blocked from error
                 if not repeats_left:
                     raise
             except UniqueViolation:

@@ -76,8 +76,8 @@ class EnlistedStore(Store):
         """
         await self.tx.execute_all(self._claims(plan))
 
-    async def write(self, plan: Plan) -> None:
-        """All but the claims, which are made."""
+    async def write(self, plan: Plan, *, last: bool = False) -> None:
+        """All but the claims, which are made; it is the caller who commits."""
         await self.tx.execute_all([*inserts(plan.entries), *self._changes(plan)])
 
     async def _lock(self, key: AccountKey, opens: bool) -> AccountRow | None:

@@ -53,10 +53,10 @@ class FreeStore(Store):
         sheets = {sheet.account.id: sheet for sheet in true.values()}
         return Reading(ready, state, now_us, held, missing, sheets | sheets_of(state, found.complete - sheets.keys()))
 
-    async def write(self, plan: Plan) -> None:
+    async def write(self, plan: Plan, *, last: bool = False) -> None:
         """As :meth:`Store.write`. If that fails, perhaps for rows that are not as remembered, they are read again."""
         try:
-            await super().write(plan)
+            await super().write(plan, last=last)
         except Exception:
             for account in plan.accounts:
                 self._memory.forget(owner_of(account))
@@ -65,19 +65,22 @@ class FreeStore(Store):
     async def _lock(
         self, ops: Sequence[Op], known: Sheets, new: Sequence[AccountKey]
     ) -> tuple[dict[int, int], Accounts, Found]:
-        """The stamps of ``known`` accounts by id, the rows of ``new`` ones, and what the keys of ``ops`` name."""
+        """The stamps of ``known`` accounts by id, the rows of ``new`` ones, and what the keys of ``ops`` name at the
+        time for the former."""
         locks = list[Asked]()
         if known:
+            # With the time, for an account whose stamp is true: nobody has written to it since, so none wrote later.
             ids = sorted(sheet.account.id for sheet in known.values())
             where = f"{BY_ID[self._dialect]} WHERE id IN ({marks(ids)}) {self._free}"
-            locks.append((f"SELECT id, stamp FROM daydo_quota_account {where}", ids))  # noqa: S608 - names of ours
+            locks.append((f"SELECT id, stamp, {self._now} FROM daydo_quota_account {where}", ids))  # noqa: S608 - ours
         if new:
             locks.append(self._lock_owners(new))
-        lookups = Lookups(ops, (), self._now, [op for op in ops if _remembered(op, known) is None])
+        lookups = Lookups(ops, (), [op for op in ops if _remembered(op, known) is None])
         results = await self.tx.execute_all([*locks, *lookups.asked])
-        stamps = dict(results[0].rows) if known else {}
+        seen = results[0].rows if known else []
         rows = rows_of(AccountRow, results[len(locks) - 1].rows) if new else []
-        return stamps, {owner_of(row): row for row in rows}, lookups.read(results[len(locks) :])
+        found = lookups.read(results[len(locks) :], int(seen[0][2]) if seen else 0)
+        return {account_id: stamp for account_id, stamp, _ in seen}, {owner_of(row): row for row in rows}, found
 
     async def _read_rest(
         self, ops: Sequence[Op], new: Accounts, stale: dict[AccountKey, int], found: Found
@@ -87,9 +90,7 @@ class FreeStore(Store):
         if not unknown:
             return {}
         again = [op for op in ops if not stale.keys().isdisjoint(accounts_of(op))]
-        lookups = Lookups(again, unknown, self._now)
-        results = await self.tx.execute_all(lookups.asked)
-        found.join(lookups.read(results))
+        found.join(await self._look_up(Lookups(again, unknown)))
         rows = await self._by_id(AccountRow, sorted(stale.values()))
         return {owner_of(row): row for row in rows}
 

@@ -751,16 +751,17 @@ class Ledger(Part):
         store = FreeStore(tx, self.clock, patience_s, self._memory)
         reading = await (store.read(ops) if waits else store.read_free(ops))
         decided = plan(reading.ready, reading.state, reading.now_us, self._rules)
-        await self._make_so(reading.ready, decided, store)
+        await self._make_so(reading.ready, decided, store, last=not waits)
         tx.after_commit(partial(self._memory.learn, reading.sheets, decided))
         left_out, outcomes = reading.held | reading.missing, iter(decided.outcomes)
         told = [next(outcomes) if left_out.isdisjoint(accounts_of(op)) else None for op in ops]
         return Written(told, reading.held, reading.missing)
 
-    async def _make_so(self, ops: Sequence[Op], decided: Plan, store: Store) -> None:
-        await store.write(decided)
+    async def _make_so(self, ops: Sequence[Op], decided: Plan, store: Store, *, last: bool = False) -> None:
+        tells = not isinstance(self.events, NoEvents)
+        await store.write(decided, last=last and not tells)
         accounts = {row.id: row for row in decided.accounts}
-        if not isinstance(self.events, NoEvents):
+        if tells:
             for entry in decided.entries:
                 await self.events.emit(_event(accounts[entry.account_id], entry), tx=store.tx)
             for notice in decided.notices:

@@ -6,9 +6,11 @@ struct here has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import astuple
 
 from .errors import QuotaError
 from .model import Allowance, Balance, EntryKind, Grant, Hold, Phase
@@ -96,8 +98,41 @@ class Share(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         return self.amount - self.used if self.amount > self.used else 0
 
 
-PARTS = msgspec.json.Decoder(list[Share])
-"""Of the column ``parts`` of ``daydo_quota_hold``."""
+class _Taken(msgspec.Struct, frozen=True, array_like=True):
+    grant_id: str
+    amount: int
+    used: int | None = None
+    refunded: int = 0
+
+
+_PARTS = msgspec.json.Decoder(list[_Taken])
+
+
+def written_parts(parts: Sequence[Share]) -> str:
+    """JSON for the column ``parts`` of ``daydo_quota_hold``: [grant, amount, used, refunded] each.
+
+    Only [grant, amount] where nothing of any was charged, or all of all and nothing refunded: which of the two,
+    ``captured`` tells. So most holds are confirmed without writing their parts anew.
+    """
+    unused, whole = True, True
+    for part in parts:
+        unused = unused and not part.used
+        whole = whole and part.used == part.amount and not part.refunded
+    taken = [part[:2] for part in map(astuple, parts)] if unused or whole else parts
+    return msgspec.json.encode(taken).decode()
+
+
+def read_parts(text: str, captured: int) -> list[Share]:
+    """What ``written_parts`` wrote.
+
+    Raises:
+        msgspec.DecodeError: nothing like it.
+    """
+    return [
+        Share(grant_id, amount, (amount if captured else 0) if used is None else used, refunded)
+        for grant_id, amount, used, refunded in map(astuple, _PARTS.decode(text))
+    ]
+
 
 HoldPhase = Phase | Literal["owing"]
 """``owing`` is a confirmed hold with a part that no grant has paid; to callers it is ``confirmed``."""

@@ -19,13 +19,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from itertools import chain, groupby
-from operator import attrgetter
+from operator import attrgetter, sub
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import astuple
 
-from daydo_db import Database, LockTimeout, Result, Tx, Value, now_sql
+from daydo_db import Database, LockTimeout, NotNullViolation, Result, Tx, Value, now_sql
 from daydo_kernel import Clock
 
 from .errors import BooksDisagree
@@ -48,7 +48,6 @@ from .ops import (
 from .rows import (
     DEBT,
     NEVER_US,
-    PARTS,
     AccountKey,
     AccountRow,
     AllowanceRow,
@@ -58,9 +57,10 @@ from .rows import (
     GrantRow,
     HoldRow,
     Plan,
-    Share,
     State,
     owner_of,
+    read_parts,
+    written_parts,
 )
 
 ALL_DUE = 2**31 - 1
@@ -72,6 +72,7 @@ _ROWS = 64
 _LEAST_WRITE_S = 0.5
 
 Row = TypeVar("Row", AccountRow, GrantRow, HoldRow, AmendmentRow, AllowanceRow)
+Batched = TypeVar("Batched")
 AnyRow = AccountRow | GrantRow | HoldRow | AmendmentRow | AllowanceRow | EntryRow
 Asked = tuple[str, Sequence[Value]]
 
@@ -94,6 +95,13 @@ _OFTEN_EMPTY: dict[type[AnyRow], frozenset[str]] = {
         | {"available_change", "reserved_change", "spent_change", "expired_change", "debt_change"}
     ),
 }
+# Written as what they change by, which many rows have in common.
+_COUNTS: dict[type[AnyRow], frozenset[str]] = {
+    AccountRow: frozenset({"pending", "available", "reserved", "spent", "expired", "debt", "seq"}),
+    GrantRow: frozenset({"remaining", "held", "spent", "expired"}),
+}
+# More than so many groups of rows are told apart one by one.
+_MOST_GROUPS = 4
 _KEYED_BY: dict[type[AnyRow], str] = {
     GrantRow: "tenant = ? AND",
     HoldRow: "tenant = ? AND",
@@ -107,6 +115,8 @@ _UNLESS_THERE = {"sqlite": "ON CONFLICT DO NOTHING", "mysql": "ON DUPLICATE KEY 
 # A small table would otherwise be scanned, and every row locked on the way.
 _BY_OWNER = {"sqlite": "", "mysql": "FORCE INDEX (daydo_quota_account_owner)"}
 _CLAIMED = attrgetter("tenant", "op_key")
+# How many rows the statement before has found.
+_FOUND = {"sqlite": "changes()", "mysql": "ROW_COUNT()"}
 BY_ID = {"sqlite": "", "mysql": "FORCE INDEX (PRIMARY)"}
 
 
@@ -149,8 +159,7 @@ class Store:
         """
         async with _patient(self._patience_s):
             accounts = await self._lock_all(ops)
-        lookups = Lookups(ops, [row.id for row in accounts.values()], self._now)
-        found = lookups.read(await self.tx.execute_all(lookups.asked))
+        found = await self._look_up(Lookups(ops, [row.id for row in accounts.values()]))
         state, now_us = await self._complete(ops, accounts, found, ALL_DUE)
         return Reading(ops, state, now_us, set(), set(), sheets_of(state, found.complete))
 
@@ -161,25 +170,25 @@ class Store:
         accounts = {owner_of(row): row for row in rows_of(AccountRow, locked.rows)}
         return await self._complete([], accounts, Found(int(now.rows[0][0])), limit)
 
-    async def write(self, plan: Plan) -> None:
+    async def write(self, plan: Plan, *, last: bool = False) -> None:
         """All of it. The rows that claim keys come first, so that a refused one has nothing to undo.
 
-        A wrong second writer would fail here: (account, seq) and (op_id, step) are unique.
+        ``last``: nothing follows in the transaction, so it is committed with it. A wrong second writer would fail here:
+        (account, seq) and (op_id, step) are unique.
 
         Raises:
             UniqueViolation: another transaction claimed a key since it was looked up.
             LockTimeout: another transaction is claiming a key, or has locked its neighbours.
+            CommitUnknown: the same, of the ``last``: whether it was had in the end is not known.
             BooksDisagree: a row that was read, or is remembered, is not there any more.
         """
-        asked = [*self._claims(plan), *inserts(plan.entries)]
-        inserted = len(asked)
-        asked += self._changes(plan)
-        async with _patient(None if self._patience_s is None else max(_LEAST_WRITE_S, self._patience_s)):
-            results = await self.tx.execute_all(asked)
-        # Rows matched, on connections of ours; a session of somebody else's may count rows changed.
-        rows = [row for some in _changed_rows(plan) for row in some]
-        if sum(result.rowcount for result in results[inserted:]) != len(rows):
-            raise BooksDisagree(account_id=rows[0].id if isinstance(rows[0], AccountRow) else rows[0].account_id)
+        asked = [*self._claims(plan), *inserts(plan.entries), *self._changes(plan, checked=True)]
+        patience_s = None if self._patience_s is None else max(_LEAST_WRITE_S, self._patience_s)
+        try:
+            async with _patient(None if last else patience_s):
+                await self.tx.execute_all(asked, commit_within_s=patience_s if last else None)
+        except NotNullViolation as error:
+            raise BooksDisagree(account_id=plan.accounts[0].id) from error
 
     def _claims(self, plan: Plan) -> list[Asked]:
         # Grants last: where a renewal comes with what is asked, the key that was asked for is claimed before it. Each
@@ -187,11 +196,19 @@ class Store:
         made = (plan.new_holds, plan.new_amendments, plan.new_allowances, plan.new_grants)
         return [insert for rows in made for insert in inserts(sorted(rows, key=_CLAIMED))]
 
-    def _changes(self, plan: Plan) -> list[Asked]:
-        stamp = new_stamp()
+    def _changes(self, plan: Plan, *, checked: bool = False) -> Iterator[Asked]:
+        """``checked``: the accounts, which come last and whose rows are locked, refuse if a row before was not there.
+
+        Not in a session of somebody else's, which may count the rows that differ instead of those that are there.
+        """
+        stamp, changed = new_stamp(), None
         for account in plan.accounts:
             account.stamp = stamp
-        return [update for rows in _changed_rows(plan) for update in _updates(self._dialect, rows, plan.before)]
+        tables: tuple[Sequence[ChangingRow], ...] = (plan.grants, plan.holds, plan.allowances, plan.accounts)
+        for rows in tables:
+            for some in batched(rows):
+                yield _update_of(self._dialect, some, plan.before, changed)
+                changed = len(some) if checked else None
 
     # Locks
 
@@ -245,6 +262,11 @@ class Store:
         allowances = [*found.allowances, *await self._of_accounts(AllowanceRow, _RUNNING, renewing)]
         return State(accounts, grants, holds, next_hold_us, found.amendments, allowances), found.now_us
 
+    async def _look_up(self, lookups: Lookups) -> Found:
+        """What is there, and the time: after all locks were had."""
+        time, *results = await self.tx.execute_all([(f"SELECT {self._now}", ()), *lookups.asked])
+        return lookups.read(results, int(time.rows[0][0]))
+
     async def _unfinished_grants(self, account_ids: Sequence[int]) -> list[GrantRow]:
         return await self._of_accounts(GrantRow, _UNFINISHED, account_ids)
 
@@ -283,7 +305,7 @@ class Store:
 
     @property
     def _now(self) -> str:
-        # Never in the statement that locks: MySQL's time is that of its start, and the lock may have taken a while.
+        # Not in a statement that waits for locks: MySQL's time is that of its start, and that may be a while ago.
         return now_sql(self.tx.dialect, self._clock)
 
 
@@ -324,10 +346,10 @@ class Lookups:
     ``about``: the operations of which the holds must be looked up, if not of all.
     """
 
-    def __init__(self, ops: Sequence[Op], ids: Collection[int], now: str, about: Sequence[Op] | None = None) -> None:
+    def __init__(self, ops: Sequence[Op], ids: Collection[int], about: Sequence[Op] | None = None) -> None:
         self._ids = ids
         self._tables: list[type[_Keyed]] = []
-        self.asked: list[Asked] = [(f"SELECT {now}", ())]
+        self.asked: list[Asked] = []
         self._ask_keys(GrantRow, ops)
         self._ask_keys(HoldRow, ops if about is None else about)
         self._ask_keys(AmendmentRow, ops)
@@ -336,11 +358,10 @@ class Lookups:
             self._tables.append(GrantRow)
             self.asked.append((_of_accounts(GrantRow, _UNFINISHED, ids), sorted(ids)))
 
-    def read(self, results: Sequence[Result]) -> Found:
+    def read(self, results: Sequence[Result], now_us: int) -> Found:
         rows: dict[type, list[Any]] = {GrantRow: [], HoldRow: [], AmendmentRow: [], AllowanceRow: []}
-        for table, result in zip(self._tables, results[1:], strict=True):
+        for table, result in zip(self._tables, results, strict=True):
             rows[table] += rows_of(table, result.rows)
-        now_us = int(results[0].rows[0][0])
         amended, allowed = rows[AmendmentRow], rows[AllowanceRow]
         return Found(now_us, rows[GrantRow], rows[HoldRow], amended, allowed, set(self._ids))
 
@@ -434,7 +455,7 @@ def rows_of(table: type[Row], found: Iterable[Sequence[Any]]) -> list[Row]:
     rows = [table(*row) for row in found]
     for row in rows:
         if isinstance(row, HoldRow):
-            row.parts = PARTS.decode(row.parts)  # type: ignore[arg-type]  # text, as it came
+            row.parts = read_parts(row.parts, row.captured)  # type: ignore[arg-type]  # text, as it came
     return rows
 
 
@@ -463,13 +484,12 @@ def _flat(keys: Iterable[Sequence[str]]) -> list[Value]:
     return [part for key in keys for part in key]
 
 
-def _changed_rows(plan: Plan) -> list[list[Any]]:
-    return [plan.grants, plan.holds, plan.allowances, plan.accounts]
+def batched(rows: Sequence[Batched]) -> Iterator[Sequence[Batched]]:
+    return (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
 
 
 def inserts(rows: Sequence[AnyRow]) -> Iterator[Asked]:
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
+    for some in batched(rows):
         table = type(some[0])
         columns = zip(table.__struct_fields__, zip(*map(astuple, some), strict=True), strict=True)
         # To read a literal costs a server more than to fill in a default.
@@ -478,26 +498,66 @@ def inserts(rows: Sequence[AnyRow]) -> Iterator[Asked]:
         yield _insert(table, tuple(used), len(some)), list(chain.from_iterable(zip(*used.values(), strict=True)))
 
 
-def _updates(dialect: str, rows: Sequence[ChangingRow], before: Mapping[int | str, ChangingRow]) -> Iterator[Asked]:
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
-        ids = [row.id for row in some]
-        changed = _changed_columns(some, [before[row_id] for row_id in ids])
-        alike = {name: values[0] for name, values in changed.items() if values.count(values[0]) == len(values)}
-        apart = {name: zip(ids, values, strict=True) for name, values in changed.items() if name not in alike}
-        args = [*alike.values(), *chain.from_iterable(chain(*apart.values())), *ids]
-        yield _update(dialect, type(some[0]), tuple(alike), tuple(apart), len(ids)), args
+class _Change(NamedTuple):
+    """The shape of an UPDATE of so many ``rows``: columns that change ``alike`` in all of them or ``apart``.
+
+    ``sizes``: of groups of rows in which those change alike, too; empty where the groups are too many. ``checked``: it
+    depends on how many rows the statement before it has found.
+    """
+
+    table: type[AnyRow]
+    alike: Sequence[str]
+    apart: Sequence[str]
+    sizes: Sequence[int]
+    rows: int
+    checked: bool
+
+
+def _update_of(
+    dialect: str, rows: Sequence[ChangingRow], before: Mapping[int | str, ChangingRow], found: int | None
+) -> Asked:
+    """All ``rows`` in one statement, provided that the one before it has found so many (None: whatever it did)."""
+    table, ids = type(rows[0]), [row.id for row in rows]
+    changed = _changed_columns(rows, [before[row_id] for row_id in ids])
+    alike = {name: values[0] for name, values in changed.items() if values.count(values[0]) == len(values)}
+    apart = {name: values for name, values in changed.items() if name not in alike}
+    sizes, cases = _cases(ids, apart)
+    change = _Change(table, tuple(alike), tuple(apart), sizes, len(ids), checked=found is not None)
+    args = [*alike.values(), *cases, *ids]
+    if found is not None:
+        args.insert(len(alike) - 1 if table is AccountRow else len(args), found)
+    return _update(dialect, change), args
 
 
 def _changed_columns(rows: Sequence[ChangingRow], before: Sequence[ChangingRow]) -> dict[str, Sequence[Value]]:
-    """The new values, by column, of those that differ in any row."""
+    """What is written into those that differ in any row, by column: new values, or what counts have changed by."""
     old, new = (zip(*map(astuple, some), strict=True) for some in (before, rows))
     columns = zip(rows[0].__struct_fields__, old, new, strict=True)
-    return {name: _written(name, now) for name, was, now in columns if was != now}
+    written = {name: (_written(name, was), _written(name, now)) for name, was, now in columns if was != now}
+    counts = _COUNTS.get(type(rows[0]), ())
+    return {
+        name: tuple(map(sub, now, was)) if name in counts else now for name, (was, now) in written.items() if was != now
+    }
+
+
+def _cases(ids: Sequence[int | str], apart: Mapping[str, Sequence[Value]]) -> tuple[tuple[int, ...], Sequence[Value]]:
+    """Which rows get which values: the sizes of :class:`_Change` and the arguments of its cases."""
+    groups: dict[tuple[Value, ...], list[int | str]] = {}
+    for row_id, own in zip(ids, zip(*apart.values(), strict=True), strict=False):
+        groups.setdefault(own, []).append(row_id)
+    if len(groups) > _MOST_GROUPS:
+        return (), [value for values in apart.values() for case in zip(ids, values, strict=True) for value in case]
+    *few, most = sorted(groups.items(), key=lambda group: len(group[1])) or [((), [])]
+    args = list[Value]()
+    for column in range(len(apart)):
+        for own, members in few:
+            args += [*members, own[column]]
+        args.append(most[0][column])
+    return tuple(len(members) for _, members in few), args
 
 
 def _written(name: str, values: Sequence[Any]) -> Sequence[Value]:
-    return tuple(map(_parts, values)) if name == "parts" else values
+    return tuple(map(written_parts, values)) if name == "parts" else values
 
 
 @lru_cache(maxsize=1024)
@@ -506,19 +566,24 @@ def _insert(table: type[AnyRow], names: Sequence[str], count: int) -> str:
     return f"INSERT INTO {_TABLES[table]} ({', '.join(names)}) VALUES {places}"  # noqa: S608 - names of ours
 
 
-# A table of the new values to join with (JSON_TABLE, VALUES) costs a server more than to go through the cases.
-@lru_cache(maxsize=1024)
-def _update(dialect: str, table: type[AnyRow], alike: Sequence[str], apart: Sequence[str], count: int) -> str:
-    """Some columns get one value in all rows, the others each row's own."""
-    own = f"CASE id {'WHEN ? THEN ? ' * count}END"
-    changes = ", ".join([*(f"{name} = ?" for name in alike), *(f"{name} = {own}" for name in apart)])
+# A table of the new values to join with (JSON_TABLE, VALUES) costs a server more than to go through the cases, and to
+# find a row in a list less than to compare it with one after the other.
+@lru_cache(maxsize=4096)
+def _update(dialect: str, change: _Change) -> str:
+    counts = _COUNTS.get(change.table, ())
+    groups = "".join(f"WHEN id IN ({marks(range(size))}) THEN ? " for size in change.sizes)
+    own = f"CASE {groups}ELSE ? END" if change.sizes else f"CASE id {'WHEN ? THEN ? ' * change.rows}END"
+    values = dict.fromkeys(change.alike, "?") | dict.fromkeys(change.apart, own)
+    conditions = [f"id IN ({marks(range(change.rows))})"]
+    if change.checked and change.table is AccountRow:
+        values["stamp"] = f"CASE WHEN {_FOUND[dialect]} = ? THEN ? END"  # Which may not be NULL.
+    elif change.checked:
+        conditions.append(f"{_FOUND[dialect]} = ?")
+    values |= {name: f"{name} + {value}" for name, value in values.items() if name in counts}
+    changes = ", ".join(f"{name} = {value}" for name, value in values.items())
     # By its key, for a small table would be scanned and the rows of others waited for.
-    rows = f"{_TABLES[table]} {BY_ID[dialect]}"
-    return f"UPDATE {rows} SET {changes} WHERE id IN ({marks(range(count))})"  # noqa: S608 - names of ours
-
-
-def _parts(parts: Sequence[Share]) -> str:
-    return msgspec.json.encode(parts).decode()
+    rows = f"{_TABLES[change.table]} {BY_ID[dialect]}"
+    return f"UPDATE {rows} SET {changes} WHERE {' AND '.join(conditions)}"  # noqa: S608 - names of ours
 
 
 def opening(ops: Sequence[Op]) -> set[AccountKey]:

@@ -97,6 +97,34 @@ class TxConformance:
             await _add(tx, "c")
         assert await _names(observer) == ["a", "c"]
 
+    @pytest.mark.parametrize("before", [0, 1])
+    async def test_the_last_of_a_transaction(self, observer: Database, open_tx: OpenTx, before: int) -> None:
+        """They are committed, be they also the first, and so is told who wants to know."""
+        told: list[str] = []
+        async with open_tx() as tx:
+            for number in range(before):
+                await _add(tx, f"a{number}")
+            results = await tx.execute_all(
+                [("INSERT INTO suite_row (name) VALUES (?)", ("b",)), ("SELECT name FROM suite_row ORDER BY name", ())],
+                commit_within_s=30,
+            )
+            tx.after_commit(lambda: told.append("committed"))
+            names = [row[0] for row in results[1].rows]
+            assert names == [*(f"a{number}" for number in range(before)), "b"]
+            assert told == []
+        assert told == ["committed"]
+        assert await _names(observer) == names
+
+    async def test_the_last_of_several_that_fail(self, observer: Database, open_tx: OpenTx) -> None:
+        """Nothing is committed, and the transaction goes on."""
+        add = "INSERT INTO suite_row (name) VALUES (?)"
+        async with open_tx() as tx:
+            with pytest.raises(errors.UniqueViolation):
+                await tx.execute_all([(add, ("a",)), (add, ("a",)), (add, ("b",))], commit_within_s=30)
+            assert await _names(observer) == []
+            await _add(tx, "c")
+        assert await _names(observer) == ["a", "c"]
+
     @pytest.mark.parametrize("sql", ["SELECT 1; DELETE FROM suite_row", "CALL anything()", "SELECT 1;"])
     async def test_each_of_several_is_one_statement(self, observer: Database, open_tx: OpenTx, sql: str) -> None:
         """Else results and statements could not be told apart. Nothing is run then."""

@@ -176,9 +176,11 @@ class _FaultyConnection:
         await self._after(aim)
         return result
 
-    async def execute_all(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
+    async def execute_all(
+        self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None = None
+    ) -> list[Result]:
         if self._aim() is None:
-            return await self._connection.execute_all(statements)
+            return await self._connection.execute_all(statements, timeout_s)
         return [await self.execute(statement, args) for statement, args in statements]
 
     async def script(self, text: str) -> Result:
