@@ -78,9 +78,29 @@ async def test_read_under_way_is_not_kept(near: FaultyRedis, far: FaultyRedis, d
         await there.invalidate("u_7")
         if not deaf:
             await eventually(lambda: here._shelf.news.mark > mark)
-        sight = await here._shelf.accept("u_7", raw, mark, asked_s)
+        [sight] = await here._shelf.accept(["u_7"], [raw], mark, asked_s)
         assert sight.held is not None
         assert bool(here._shelf.memory.entries) is deaf
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+async def test_news_during_a_read_keep_it_out_of_memory(near: FaultyRedis, crowded: bool) -> None:
+    """What was asked for before the news may be of before the change: alone or in a crowd, its caller alone has it."""
+    async with Cache(near) as cache:
+        users, load = users_of(cache), Loader(u_7="Ann")
+        await users.get_or_load("u_7", load)
+        for heard in (True, False):
+            users._shelf.memory.clear()
+            cache._reader._crowded = crowded
+            near.hold()
+            task = asyncio.create_task(users.get_or_load("u_7", load))
+            await eventually(lambda: bool(cache._reader._under_way))
+            if heard:
+                users._hear("u_7")
+            near.release()
+            assert await task == ANN
+            assert bool(users._shelf.memory.entries) is not heard
+        assert load.asked == ["u_7"]
 
 
 async def test_invalidation_reaches_all_memories(cache: Cache, redis: FaultyRedis) -> None:
@@ -256,6 +276,20 @@ async def test_tag_ends_what_is_being_loaded(cache: Cache, redis: FaultyRedis) -
     async with Cache(redis) as other:
         assert await users_of(other, tags=lambda key, user: ["all"]).get_or_load("u_7", load) == BEA
     assert await users.get_or_load("u_7", load) == BEA
+
+
+async def test_tag_that_cannot_be_read_concerns_its_carriers(near: FaultyRedis, far: FaultyRedis) -> None:
+    """Read together: what carries a tag whose time Redis does not say is loaded anew, the others are served."""
+    options = {"tags": lambda key, user: [user.name], "policy": Policy(local_entries=0)}
+    load = Loader(a="good", b="bad", c="good", d="bad")
+    async with Cache(near) as cache:
+        await users_of(cache, **options).get_many_or_load(list("abcd"), load.many)
+    async with Cache(far) as other:
+        await far.set(other._tags._key("bad"), "of another type")
+        users, other._reader._crowded = users_of(other, **options), True
+        found = await asyncio.gather(*(users.get_or_load(key, load) for key in "abcd"))
+    assert found == [User(key, load.users[key]) for key in "abcd"]
+    assert sorted(load.asked[1:]) == ["b", "d"]
 
 
 async def test_nobody_joins_a_load_from_before_a_tag(near: FaultyRedis, far: FaultyRedis) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 from cache_loaders import Loader, User, users_of
@@ -86,6 +88,37 @@ async def test_readers_cancelled_in_a_crowd(cache: Cache) -> None:
         )
         assert sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes) <= 10
     assert len(load.asked) == 1
+
+
+async def test_readers_of_several_spaces_share_a_packet(
+    cache: Cache, redis: FaultyRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of any space in one turn is one MGET; each space judges its own, and one who gives up is alone."""
+    load = Loader()
+    spaces = [cache.space(name, User, policy=Policy(local_entries=0)) for name in ("one", "two")]
+    asked = [(space, key) for space in spaces for key in ("a", "b", "nobody") for _ in range(3)]
+    for space in spaces:
+        load.users = {"a": f"Ann of {space.name}", "b": f"Bea of {space.name}"}
+        await space.get_many_or_load(["a", "b"], load.many)
+        assert await space.get_or_load("nobody", load) is None
+    loads, cache._reader._crowded = len(load.asked), True
+    sent, send = [], redis.call
+
+    def noted(*command: Any, merge: bool = True) -> Awaitable[Any]:
+        sent.append(command[0])
+        return send(*command, merge=merge)
+
+    monkeypatch.setattr(redis, "call", noted)
+    tasks = [asyncio.create_task(space.get_or_load(key, load)) for space, key in asked]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    names = {"a": "Ann", "b": "Bea"}
+    wanted = [User(key, f"{names[key]} of {space.name}") if key in names else None for space, key in asked]
+    assert outcomes[1:] == wanted[1:]
+    assert len(load.asked) == loads
+    assert sent.count("MGET") == 1
 
 
 async def test_lone_read_waits_for_nobody(server: PrivateRedis) -> None:
@@ -179,7 +212,7 @@ async def test_leaving_at_once_strands_nobody(near: FaultyRedis) -> None:
     users, load = users_of(cache, policy=Policy(local_entries=0, hard_timeout_s=600)), Loader(u_7="Ann")
     for turns in range(2, 9):
         async with cache:
-            users._shelf.reader._crowded = True
+            users._reader._crowded = True
             tasks = [asyncio.create_task(users.get_or_load(f"u_{number}", load)) for number in range(7, 10)]
             for _ in range(turns):
                 await asyncio.sleep(0)

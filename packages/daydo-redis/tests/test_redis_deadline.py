@@ -13,16 +13,15 @@ from daydo_redis.deadline import SLICES, Deadline
 async def test_silence_ends_at_the_deadline() -> None:
     """While the loop runs freely, the deadline is the clock on the wall."""
     began = time.perf_counter()
-    with pytest.raises(TimeoutError):
-        async with Deadline(0.08):
-            await asyncio.Event().wait()
+    with pytest.raises(TimeoutError), Deadline(0.08):
+        await asyncio.Event().wait()
     assert 0.079 < time.perf_counter() - began < 0.4
 
 
 async def test_own_pause_costs_one_slice() -> None:
     """A pause five times as long as the deadline leaves all but one slice of it to the other side."""
     answer = asyncio.Event()
-    async with Deadline(0.08):
+    with Deadline(0.08):
         time.sleep(0.4)  # noqa: ASYNC251 (the pause is the point)
         asyncio.get_running_loop().call_later(0.08 / SLICES, answer.set)
         await answer.wait()
@@ -30,9 +29,8 @@ async def test_own_pause_costs_one_slice() -> None:
 
 async def test_what_is_done_in_time_is_left_alone() -> None:
     """No timer survives the block, and an exception inside passes through."""
-    with pytest.raises(KeyError):
-        async with Deadline(0.01):
-            raise KeyError
+    with pytest.raises(KeyError), Deadline(0.01):
+        raise KeyError
     await asyncio.sleep(0.03)
 
 
@@ -40,7 +38,7 @@ async def test_cancellation_from_outside_stays_a_cancellation() -> None:
     """Only the deadline's own end reads TimeoutError."""
 
     async def wait() -> None:
-        async with Deadline(60):
+        with Deadline(60):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(wait())
@@ -48,3 +46,37 @@ async def test_cancellation_from_outside_stays_a_cancellation() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_both_at_once_are_a_cancellation() -> None:
+    """Who is cancelled from outside while its deadline ends it hears of the former, and the count is right after."""
+
+    deadline = Deadline(60)
+
+    async def wait() -> int:
+        try:
+            with deadline:
+                asyncio.get_running_loop().call_soon(both)
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return task.cancelling()
+        return -1
+
+    def both() -> None:
+        task.cancel()
+        for _ in range(SLICES):
+            deadline._tick()
+
+    task = asyncio.create_task(wait())
+    assert await task == 1
+
+
+async def test_deadline_leaves_no_cancellation_behind() -> None:
+    """After the TimeoutError the task goes on as if nothing had been."""
+    for _ in range(2):
+        with pytest.raises(TimeoutError), Deadline(0.002):
+            await asyncio.Event().wait()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)

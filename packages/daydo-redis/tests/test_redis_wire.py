@@ -81,9 +81,10 @@ async def test_connection_that_ends_inside_an_array_is_lost() -> None:
 
 def test_words_arrive_as_they_read() -> None:
     """Text as UTF-8, bytes as they are, numbers as their digits, members of an IntEnum included."""
-    words = ("SET", "ключ", b"\r\n\x00", 12, -1, 0.25, Level.HIGH, bytearray(b"x"))
-    sent_words = [b"SET", "ключ".encode(), b"\r\n\x00", b"12", b"-1", b"0.25", b"3", b"x"]
-    assert pack(words) == b"*8\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in sent_words)
+    long = [b"x" * size for size in (1_023, 1_024, 70_000)]
+    words = ("SET", "ключ", b"\r\n\x00", 12, -1, 0.25, Level.HIGH, bytearray(b"x"), "", *long)
+    sent_words = [b"SET", "ключ".encode(), b"\r\n\x00", b"12", b"-1", b"0.25", b"3", b"x", b"", *long]
+    assert pack(words) == b"*12\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in sent_words)
     for wrong in (True, None, [1]):
         with pytest.raises(TypeError):
             pack(("GET", wrong))  # type: ignore[arg-type]

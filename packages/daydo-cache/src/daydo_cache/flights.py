@@ -229,7 +229,7 @@ class Flights(Generic[T]):
                 self._timeline.heard(claim.now_us, asked_s)
             if claim.value is None:
                 return claim
-            sight = await self._shelf.accept(key, claim.value, mark, asked_s)
+            [sight] = await self._shelf.accept([key], [claim.value], mark, asked_s)
             if sight.held is not None:
                 flight.land(sight.held)
                 return claim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from daydo_kernel import new_id
@@ -57,6 +57,11 @@ class Guard:
 
     def value_key(self, key: str) -> str:
         return self._head + key + self._tail
+
+    def value_keys(self, keys: Iterable[str]) -> list[str]:
+        """The same for all of ``keys``, which may be many."""
+        head, tail = self._head, self._tail
+        return [head + key + tail for key in keys]
 
     def _guard_key(self, key: str) -> str:
         return f"{self._head}{key}}}:g"

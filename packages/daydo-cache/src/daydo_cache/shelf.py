@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
@@ -16,7 +18,6 @@ from .guard import Guard
 from .link import Link
 from .memory import Held, Memory
 from .news import News
-from .reader import Reader
 from .record import DIGITS, Codec, Record
 from .tags import Tags
 from .timeline import Timeline
@@ -26,7 +27,7 @@ T = TypeVar("T")
 TagsOf = Callable[[str, T], Iterable[str]]
 
 
-class Sight(msgspec.Struct, Generic[T], frozen=True):
+class Sight(msgspec.Struct, Generic[T], frozen=True, eq=False):
     """What looking for a value has shown.
 
     ``held``: a good one, fresh or within its grace. ``seen``: the digits of what is in Redis, good or not. ``away``:
@@ -53,7 +54,6 @@ class Shelf(Generic[T]):
         memory: Memory[T],
         *,
         guard: Guard,
-        reader: Reader,
         tags: Tags,
         tags_of: TagsOf[T] | None,
         link: Link,
@@ -73,7 +73,6 @@ class Shelf(Generic[T]):
         self._early_factor = policy.early_factor
         self.memory = memory
         self.guard = guard
-        self.reader = reader
         self.tags = tags
         self.link = link
         self.news = news
@@ -81,48 +80,54 @@ class Shelf(Generic[T]):
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    def ask(self, key: str) -> Awaitable[bytes | None]:
-        """What Redis has under ``key``, when awaited; do that at once. Raises RedisError."""
-        return self.reader.read(self.guard.value_key(key))
+    async def accept(
+        self, keys: Iterable[str], values: Iterable[bytes | None], mark: int, asked_s: float
+    ) -> list[Sight[T]]:
+        """What Redis had under ``keys`` when it was asked at ``asked_s``; kept in memory where it is good.
 
-    async def look_many(self, keys: list[str]) -> list[Sight[T]]:
-        """Read the values of ``keys`` from Redis."""
-        mark, asked_s = self.news.mark, self.timeline.now_s()
-        try:
-            values = await self.reader.read_many([self.guard.value_key(key) for key in keys])
-            return [
-                NOTHING if raw is None else await self.accept(key, raw, mark, asked_s)
-                for key, raw in zip(keys, values, strict=True)
-            ]
-        except RedisError:
-            return [AWAY] * len(keys)
-
-    async def accept(self, key: str, raw: bytes, mark: int, asked_s: float) -> Sight[T]:
-        """What Redis had under ``key`` when it was asked at ``asked_s``; kept in memory if it is good.
-
-        Raises:
-            RedisError: its tags are not known, and Redis does not say.
+        A value with a tag of which Redis does not say when it was invalidated is not taken for good.
         """
-        sight = self.judge(key, raw, mark, asked_s)
-        if sight is not None:
-            return sight
+        answers = list(zip(keys, values, strict=True))
+        sights = self._judge_all(answers, mark, asked_s)
+        if None in sights:
+            await self._ask_tags([raw for _, raw in answers if raw is not None])
+            sights = [
+                Sight(seen=(raw or b"")[:DIGITS]) if sight is None else sight
+                for (_, raw), sight in zip(answers, self._judge_all(answers, mark, asked_s), strict=True)
+            ]
+        return cast("list[Sight[T]]", sights)
+
+    async def _ask_tags(self, raws: list[bytes]) -> None:
+        """Ask for the barriers that are not known, of all that ``raws`` carry."""
         if not self.timeline.known:
             await self.link.beat()
-        await self.tags.ask((self.own_tag, *self._codec.decode(raw[DIGITS:]).tags))
-        return self.judge(key, raw, mark, asked_s) or Sight(seen=raw[:DIGITS])
+        tags = {self.own_tag}
+        for raw in raws:
+            with contextlib.suppress(msgspec.DecodeError):
+                tags.update(self._decode(raw[DIGITS:]).tags)
+        await asyncio.gather(*(self._ask_tag(tag) for tag in tags if self.tags.barrier((tag,)) is None))
 
-    def judge(self, key: str, raw: bytes, mark: int, asked_s: float) -> Sight[T] | None:
-        """As :meth:`accept`, without asking Redis: None if its tags are not known."""
+    async def _ask_tag(self, tag: str) -> None:
+        # One by one: what other values carry is none of its business.
+        with contextlib.suppress(RedisError):
+            await self.tags.ask((tag,))
+
+    def _judge_all(self, answers: list[tuple[str, bytes | None]], mark: int, asked_s: float) -> list[Sight[T] | None]:
+        own_us = self.tags.barrier(self._own_tags)
+        return [NOTHING if raw is None else self._judge(key, raw, own_us, mark, asked_s) for key, raw in answers]
+
+    def _judge(self, key: str, raw: bytes, own_us: int | None, mark: int, asked_s: float) -> Sight[T] | None:
+        """None if its tags are not known; ``own_us`` is the barrier of the one that all values here carry."""
         seen, body = raw[:DIGITS], raw[DIGITS:]
         try:
             loaded_us = int(seen)
             record = self._decode(body)
         except (ValueError, msgspec.DecodeError):
             return Sight(seen=seen)  # not one of ours; a load puts it right
-        barrier = self.tags.barrier((self.own_tag, *record.tags) if record.tags else self._own_tags)
-        if barrier is None:
+        barrier_us = own_us if not record.tags else self.tags.barrier((self.own_tag, *record.tags))
+        if barrier_us is None:
             return None
-        if loaded_us <= barrier:
+        if loaded_us <= barrier_us:
             return Sight(seen=seen)
         held = self.hold(record, body, loaded_us, asked_s)
         if asked_s >= held.dead_s:

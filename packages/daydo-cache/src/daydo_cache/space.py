@@ -19,7 +19,7 @@ from .flights import Flight, Flights, LoadMany
 from .guard import Guard
 from .memory import Held
 from .names import text_of
-from .shelf import AWAY, NOTHING, Shelf, Sight
+from .shelf import AWAY, Shelf, Sight
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -65,6 +65,7 @@ class Space(Generic[T]):
         self._redis = counts.reads["redis"]
         self._pending = cache._pending
         self._guard: Guard = shelf.guard
+        self._reader = cache._reader
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -99,16 +100,7 @@ class Space(Generic[T]):
             return self._shelf.value(await self._join(flight))
         sight: Sight[T] = AWAY
         if not self._pending.covers(self.name, name):
-            shelf = self._shelf
-            mark, asked_s = shelf.news.mark, self._now_s()
-            try:
-                raw = await shelf.ask(name)
-                if raw is None:
-                    sight = NOTHING
-                else:
-                    sight = shelf.judge(name, raw, mark, asked_s) or await shelf.accept(name, raw, mark, asked_s)
-            except RedisError:
-                pass  # as far away as before
+            sight = await self._reader.look(self._shelf, name)
         held = sight.held
         if held is not None and (self._now_s() < held.early_s or not self._is_due(name, held)):
             self._redis.value += 1.0
@@ -231,7 +223,7 @@ class Space(Generic[T]):
     async def _look_many(self, keys: list[str]) -> list[Sight[T]]:
         if not keys:
             return []
-        sights = await self._shelf.look_many(keys)
+        sights = await self._reader.look_many(self._shelf, keys)
         return [
             AWAY if self._pending.covers(self.name, key) else sight for key, sight in zip(keys, sights, strict=True)
         ]

@@ -144,7 +144,7 @@ class Calls:
             return
         answered: bool | None = None
         try:
-            async with Deadline(self._config.command_timeout_s):
+            with Deadline(self._config.command_timeout_s):
                 answered = await self._rounds(calls)
         except (TimeoutError, driver.TimeoutError) as error:  # the driver's: a client of the caller's is less patient
             answered = False

@@ -16,29 +16,34 @@ SLICES = 8
 
 
 class Deadline:
-    """``async with Deadline(0.08): …`` raises ``TimeoutError`` like ``asyncio.timeout``."""
+    """``with Deadline(0.08): …``, in a task, raises ``TimeoutError`` like ``asyncio.timeout``."""
 
-    __slots__ = ("_left", "_loop", "_scope", "_slice_s", "_timer")
+    __slots__ = ("_before", "_left", "_loop", "_slice_s", "_task", "_timer")
 
     def __init__(self, seconds: float) -> None:
         self._slice_s = seconds / SLICES
         self._left = SLICES
-        self._scope = asyncio.timeout(None)
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        await self._scope.__aenter__()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a deadline ends a task, and here is none")
+        self._task = task
+        self._before = task.cancelling()
         self._timer = self._loop.call_later(self._slice_s, self._tick)
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
-        await self._scope.__aexit__(kind, error, trace)
+        # Who was cancelled by somebody else as well shall hear of that.
+        if not self._left and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
     def _tick(self) -> None:
         self._left -= 1
         if self._left:
             self._timer = self._loop.call_later(self._slice_s, self._tick)
         else:
-            self._scope.reschedule(self._loop.time())
+            self._task.cancel()

@@ -143,7 +143,7 @@ class PubSub:
             self._finished = False
             self._task = self._spawn(self._run(), "pubsub")
         try:
-            async with Deadline(self._config.subscribe_timeout_s):
+            with Deadline(self._config.subscribe_timeout_s):
                 if fresh and self._connection is not None:
                     await self._subscribe(self._connection, fresh)
                 for name in names:
@@ -172,7 +172,7 @@ class PubSub:
             connection = self._connect()
             connect: Callable[[], Awaitable[None]] = connection.connect
             try:
-                async with Deadline(self._config.subscribe_timeout_s):
+                with Deadline(self._config.subscribe_timeout_s):
                     await connect()
                 failures = 0
                 await self._listen(connection)
@@ -255,5 +255,5 @@ class PubSub:
         await self._send(connection, b"SUBSCRIBE", *names)
 
     async def _send(self, connection: AbstractConnection, *command: bytes) -> None:
-        async with Deadline(self._config.command_timeout_s):
+        with Deadline(self._config.command_timeout_s):
             await connection.send_command(*command, check_health=False)

@@ -21,6 +21,8 @@ ASKING = b"*1\r\n$6\r\nASKING\r\n"
 _READ_BYTES = 65_536
 _PIECE_BYTES = 4_096
 _TEXT, _NUMBER = b"$:"
+_SMALL = 1_024
+_SIZES = [b"$%d\r\n" % size for size in range(_SMALL)]
 # What the driver knows for connections of its cluster client only.
 _CLUSTER_ERRORS: dict[str, Callable[[str], driver.RedisError]] = {
     "ASK": driver.AskError,
@@ -42,7 +44,9 @@ def pack(words: Sequence[Argument]) -> bytes:
     parts = [_head(len(words), words[0])]
     for word in words[1:]:
         raw = word.encode() if isinstance(word, str) else word if isinstance(word, bytes) else _text_of(word)
-        parts += (b"$%d\r\n" % len(raw), raw, b"\r\n")  # joined once: no value is copied twice
+        size = len(raw)
+        # Joined once: no value is copied twice.
+        parts += (_SIZES[size] if size < _SMALL else b"$%d\r\n" % size, raw, b"\r\n")
     return b"".join(parts)
 
 
