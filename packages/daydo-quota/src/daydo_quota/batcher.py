@@ -15,8 +15,9 @@ with ``tx=``, another process's) gets a *lane*, a line of its own that does wait
 until the lane is empty. A call on several accounts waits in the lane of one, and those on the others do not wait for
 it. So an open transaction stalls its own account alone. A call that has waited ``busy_timeout_s`` raises
 :class:`AccountBusy`. New accounts share one lane: making a row may wait for another who makes the same. The main line
-waits for nothing but what no look can tell, a key that somebody is claiming at the same time, and not for long: then
-its calls, too, go on in lanes. (COMMIT was on its way with them, so whoever gives up there is told ``CommitUnknown``.)
+waits for nothing but what no look can tell, a key that somebody is claiming at the same time, and that for
+``busy_timeout_s`` at most: then its calls, too, go on in lanes. (COMMIT was on its way with them, so whoever gives up
+there is told ``CommitUnknown``.)
 
 *Failures.* A call is answered by its transaction's ``after_commit``, hence exactly if it is committed. What the server
 has undone (a deadlock, a lost connection) is written again. So is what may or may not be kept (``CommitUnknown``): the
@@ -366,6 +367,8 @@ class Batcher:
         line.calls.extendleft(reversed(patient))
 
     def _patience_s(self, calls: list[_Call], line: _Line) -> float:
+        if not line.patient:  # COMMIT is in it, and a disk may take its time.
+            return self._bounds.busy_timeout_s
         if line.shared:  # Others wait along; whoever must wait longer does so in a lane.
             return self._bounds.busy_timeout_s * _SHARED_PATIENCE
         since_s = min(call.waits_since_s for call in calls)
