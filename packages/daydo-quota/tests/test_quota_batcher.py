@@ -485,6 +485,30 @@ async def test_leaving_tells_those_it_does_not_wait_for(db: Database, gate: Gate
     await check_books(db)
 
 
+async def test_leaving_waits_for_a_commit_that_is_on_its_way(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its callers are told that it was done, and not that nothing was changed."""
+    real, committed, answered = Transaction._finish, asyncio.Event(), asyncio.Event()
+
+    async def finish(tx: Transaction, statements: Any, timeout_s: Any = None) -> Any:
+        results = await real(tx, statements, timeout_s)
+        committed.set()
+        await answered.wait()
+        return results
+
+    ledger = Ledger(db, LedgerConfig(drain_s=0.0, sweep_interval_s=0))
+    async with ledger:
+        await give(ledger, [CREDITS])
+        monkeypatch.setattr(Transaction, "_finish", finish)
+        call = asyncio.create_task(ledger.reserve(CREDITS, 4, key="task"))
+        await committed.wait()
+        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        answered.set()
+        await leaving
+        assert (await call).created
+
+
 OTHER_PROCESS = """
 import asyncio, sys
 from daydo_db import Database

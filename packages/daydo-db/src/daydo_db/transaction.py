@@ -65,7 +65,6 @@ class Transaction:
         self._dead: BaseException | None = None
         self._begun = False
         self._ended = False
-        self._left = False
         self._savepoints = 0
         self.outcome = "rolled_back"
 
@@ -137,15 +136,14 @@ class Transaction:
             raise
 
     def after_commit(self, fn: Callable[[], None]) -> None:
-        """As :meth:`Tx.after_commit`; also behind what was committed already, to the end of the block.
+        """As :meth:`Tx.after_commit`.
 
         Raises:
             TypeError: ``fn`` is a coroutine function.
         """
         if inspect.iscoroutinefunction(fn):
             raise TypeError("after_commit takes a plain function; start a task of your own in it")
-        if self._left or self.outcome != "committed":
-            self._require_alive()
+        self._require_alive()
         self._callbacks.append(fn)
 
     @asynccontextmanager
@@ -218,8 +216,6 @@ class Transaction:
                 log.debug("rollback failed, the connection is dropped: %s", error)
 
     def run_callbacks(self) -> None:
-        """Tell those who registered; nobody can from now on."""
-        self._left = True
         for fn in self._callbacks:
             try:
                 fn()

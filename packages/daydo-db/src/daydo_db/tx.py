@@ -105,8 +105,9 @@ class Tx(Protocol):
         They have ``statement_timeout_s`` together.
 
         ``commit_within_s`` says that none will follow in the transaction. Then, if all goes well, COMMIT goes with them
-        in a transaction of ours, which is a round trip less; they have so many seconds together, and a cancellation
-        waits for their answer. Whoever lent us theirs commits as always.
+        in a transaction of ours, which is a round trip less, and they have so many seconds together. A cancellation
+        waits for their answer and then goes on: so register with :meth:`after_commit` before. Whoever lent us theirs
+        commits as always.
 
         Raises:
             StatementFailed: besides the usual, a ``;`` in the text of one, or a CALL, whose results cannot be counted.

@@ -78,9 +78,13 @@ class Written(NamedTuple):
     missing: set[AccountKey]
 
 
-Write = Callable[[Sequence[Op], Tx, float, bool], Awaitable[Written]]
+Tell = Callable[[Sequence[Outcome | None]], None]
+"""Takes the outcomes, as in :class:`Written`, once they are committed."""
+
+Write = Callable[[Sequence[Op], Tx, float, bool, Tell], Awaitable[Written]]
 """Decide operations and write them in a transaction. Wait so many seconds at most for what others have locked; for
-their accounts only if the last says so, else these are left out and the transaction is committed at once.
+their accounts only if the next says so, else these are left out and the transaction is committed at once. What is to be
+told is registered before anything is written: whoever is cancelled meanwhile is told by the commit alone.
 
 Raises:
     LockTimeout: something that others have locked was not had.
@@ -334,12 +338,11 @@ class Batcher:
                 return
 
     async def _write_in(self, calls: list[_Call], line: _Line, tx: Tx) -> Written:
+        ops, patience_s = [call.op for call in calls], self._patience_s(calls, line)
         try:
-            written = await self._write([call.op for call in calls], tx, self._patience_s(calls, line), line.patient)
+            return await self._write(ops, tx, patience_s, line.patient, partial(_tell, calls))
         except LockTimeout as error:
             raise Blocked from error
-        tx.after_commit(partial(_tell, calls, written.outcomes))
-        return written
 
     def _see_into_lanes(self, calls: list[_Call], line: _Line, written: Written) -> None:
         if not written.held and not written.missing:

@@ -19,7 +19,7 @@ from daydo_kernel import Clock, Config, Event, EventSink, Health, NoEvents, Page
 
 from . import arguments
 from .audit import Auditor
-from .batcher import Batcher, Bounds, Written
+from .batcher import Batcher, Bounds, Tell, Written
 from .blocks import Blocks, OpenHold, Terms
 from .counts import Counts
 from .enlisted import EnlistedStore
@@ -746,27 +746,28 @@ class Ledger(Part):
         await self._make_so([op], decided, store)
         return decided.outcomes[0]
 
-    async def _write(self, ops: Sequence[Op], tx: Tx, patience_s: float, waits: bool) -> Written:
+    async def _write(self, ops: Sequence[Op], tx: Tx, patience_s: float, waits: bool, tell: Tell) -> Written:
         """In a transaction of the batcher's; as its ``Write``."""
         store = FreeStore(tx, self.clock, patience_s, self._memory)
         reading = await (store.read(ops) if waits else store.read_free(ops))
         decided = plan(reading.ready, reading.state, reading.now_us, self._rules)
-        await self._make_so(reading.ready, decided, store, last=not waits)
-        tx.after_commit(partial(self._memory.learn, reading.sheets, decided))
         left_out, outcomes = reading.held | reading.missing, iter(decided.outcomes)
         told = [next(outcomes) if left_out.isdisjoint(accounts_of(op)) else None for op in ops]
+        tx.after_commit(partial(self._memory.learn, reading.sheets, decided))
+        tx.after_commit(partial(tell, told))
+        await self._make_so(reading.ready, decided, store, last=not waits)
         return Written(told, reading.held, reading.missing)
 
     async def _make_so(self, ops: Sequence[Op], decided: Plan, store: Store, *, last: bool = False) -> None:
         tells = not isinstance(self.events, NoEvents)
-        await store.write(decided, last=last and not tells)
         accounts = {row.id: row for row in decided.accounts}
+        store.tx.after_commit(partial(self._counts.committed, ops, decided, accounts))
+        await store.write(decided, last=last and not tells)
         if tells:
             for entry in decided.entries:
                 await self.events.emit(_event(accounts[entry.account_id], entry), tx=store.tx)
             for notice in decided.notices:
                 await self.events.emit(_notice(accounts[notice.account_id], notice), tx=store.tx)
-        store.tx.after_commit(partial(self._counts.committed, ops, decided, accounts))
 
     # Reading
 

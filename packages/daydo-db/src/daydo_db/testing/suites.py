@@ -104,11 +104,11 @@ class TxConformance:
         async with open_tx() as tx:
             for number in range(before):
                 await _add(tx, f"a{number}")
+            tx.after_commit(lambda: told.append("committed"))
             results = await tx.execute_all(
                 [("INSERT INTO suite_row (name) VALUES (?)", ("b",)), ("SELECT name FROM suite_row ORDER BY name", ())],
                 commit_within_s=30,
             )
-            tx.after_commit(lambda: told.append("committed"))
             names = [row[0] for row in results[1].rows]
             assert names == [*(f"a{number}" for number in range(before)), "b"]
             assert told == []
