@@ -214,9 +214,9 @@ MUTANTS = [
     # Who is told what, and when
     Mutant(
         "callers are answered before the commit",
-        "batcher.py",
-        "        tx.after_commit(partial(_tell, calls, written.outcomes))\n",
-        "        _tell(calls, written.outcomes)\n",
+        "ledger.py",
+        "        tx.after_commit(partial(tell, told))\n",
+        "        tell(told)\n",
     ),
     Mutant(
         "what may have been committed is said not to be",
