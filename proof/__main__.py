@@ -23,7 +23,7 @@ from .mutants import MUTANTS, SERVER_MUTANTS
 ROOT = Path(__file__).parents[1]
 QUOTA = ROOT / "packages" / "daydo-quota"
 # Those that notice most come first: a run ends at the first test that fails.
-TESTS = ("conformance", "ledger", "memory", "races", "blocks", "batcher", "faults", "model")
+TESTS = ("conformance", "ledger", "memory", "draft", "races", "blocks", "batcher", "faults", "model")
 
 
 def main() -> int:

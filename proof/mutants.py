@@ -221,8 +221,8 @@ MUTANTS = [
     Mutant(
         "what may have been committed is said not to be",
         "batcher.py",
-        "                    call.in_doubt = True\n",
-        "                    call.in_doubt = False\n",
+        "        call.in_doubt = True\n",
+        "        call.in_doubt = False\n",
     ),
     Mutant(
         "a duplicate's error gives back the original's hold",
@@ -247,6 +247,31 @@ MUTANTS = [
         "batcher.py",
         "                if len(calls) == 1:\n",
         "                [call.fail(error) for call in calls[1:]]\n                if len(calls):\n",
+    ),
+    # What is decided before anything is asked
+    Mutant(
+        "a draft is carried out although somebody else has written since",
+        "draft.py",
+        "COALESCE(SUM(stamp), 0) <> ?",
+        "COALESCE(SUM(stamp), 0) < ? * 0",
+    ),
+    Mutant(
+        "a draft is carried out although something was due meanwhile",
+        "draft.py",
+        "{self._now} NOT BETWEEN ? AND ?",
+        "? + ? < 0",
+    ),
+    Mutant(
+        "a repeat is refused for want of units, since nobody looked",
+        "draft.py",
+        "        if any(isinstance(outcome, QuotaError) for outcome in decided.outcomes):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "what is remembered is dated before what was written",
+        "draft.py",
+        "        return self._least_us\n",
+        "        return now_us\n",
     ),
 ]
 

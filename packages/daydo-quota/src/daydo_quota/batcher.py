@@ -10,6 +10,9 @@ takes its share of the accounts that are asked about, and none that another one 
 never wait for one another's accounts, and an account's calls are decided in their order. Calls on one busy account
 are one batch after the other; then there is nothing to share.
 
+*Drafts.* A batch of the main line is first decided without asking the database, where that can be, and written in one
+packet (``draft.py``). If that was not right nothing is kept, and it is read and decided anew.
+
 *Somebody else's lock.* A batch locks its accounts without waiting. An account that another transaction has (a caller's
 with ``tx=``, another process's) gets a *lane*, a line of its own that does wait; its calls queue there, in their order,
 until the lane is empty. A call on several accounts waits in the lane of one, and those on the others do not wait for
@@ -51,6 +54,7 @@ from daydo_db import (
     UniqueViolation,
 )
 
+from .draft import Overtaken
 from .errors import AccountBusy, LedgerLeft, QueueFull
 from .ops import Op, accounts_of
 from .rows import AccountKey, Outcome
@@ -80,6 +84,17 @@ class Written(NamedTuple):
 
 Tell = Callable[[Sequence[Outcome | None]], None]
 """Takes the outcomes, as in :class:`Written`, once they are committed."""
+
+WriteDraft = Callable[[Tx, float, Tell], Awaitable[None]]
+"""Write what is decided already, in a transaction, within so many seconds. What is to be told is registered first.
+
+Raises:
+    Overtaken: it was decided wrongly; nothing was changed.
+    CommitUnknown: as of ``Write``.
+"""
+
+Decide = Callable[[Sequence[Op]], WriteDraft | None]
+"""Operations, without asking the database; None where that cannot be."""
 
 Write = Callable[[Sequence[Op], Tx, float, bool, Tell], Awaitable[Written]]
 """Decide operations and write them in a transaction. Wait so many seconds at most for what others have locked; for
@@ -162,8 +177,9 @@ class _Line:
 class Batcher:
     """Writes the operations of many callers together, from one entering of the ledger to its leaving."""
 
-    def __init__(self, db: Database, write: Write, spawn: Spawn, bounds: Bounds) -> None:
+    def __init__(self, db: Database, decide: Decide, write: Write, spawn: Spawn, bounds: Bounds) -> None:
         self._db = db
+        self._decide = decide
         self._write = write
         self._spawn = spawn
         self._bounds = bounds
@@ -315,15 +331,17 @@ class Batcher:
                     parts.extendleft((calls[half:], calls[:half]))
 
     async def _commit(self, calls: list[_Call], line: _Line) -> None:
+        if not line.patient and await self._commit_draft(calls, line):
+            return
         for repeats_left in range(self._bounds.retries, -1, -1):
+            calls = [call for call in calls if not call.answer.done()]
+            if not calls:
+                return
             try:
                 write = partial(self._write_in, calls, line)
                 written = await self._db.run(write, retries=self._bounds.retries)
             except CommitUnknown as error:
-                for call in calls:
-                    call.in_doubt = True
-                if line.shared and isinstance(error.__cause__, QueryTimeout):
-                    raise Blocked from error
+                _doubt(calls, error, line)
                 if not repeats_left:
                     raise
             except UniqueViolation:
@@ -333,9 +351,22 @@ class Batcher:
             else:
                 self._see_into_lanes(calls, line, written)
                 return
-            calls = [call for call in calls if not call.answer.done()]
-            if not calls:
-                return
+
+    async def _commit_draft(self, calls: list[_Call], line: _Line) -> bool:
+        """Whether all could be decided without asking, and was written so."""
+        draft = self._decide([call.op for call in calls])
+        if draft is None:
+            return False
+        try:
+            await self._db.run(
+                lambda tx: draft(tx, self._patience_s(calls, line), partial(_tell, calls)), retries=self._bounds.retries
+            )
+        except Overtaken:
+            return False
+        except CommitUnknown as error:
+            _doubt(calls, error, line)
+            return False
+        return True
 
     async def _write_in(self, calls: list[_Call], line: _Line, tx: Tx) -> Written:
         ops, patience_s = [call.op for call in calls], self._patience_s(calls, line)
@@ -376,6 +407,13 @@ class Batcher:
             return self._bounds.busy_timeout_s * _SHARED_PATIENCE
         since_s = min(call.waits_since_s for call in calls)
         return max(_LEAST_S, since_s + self._bounds.busy_timeout_s - _now_s())
+
+
+def _doubt(calls: Iterable[_Call], error: CommitUnknown, line: _Line) -> None:
+    for call in calls:
+        call.in_doubt = True
+    if line.shared and isinstance(error.__cause__, QueryTimeout):
+        raise Blocked from error
 
 
 def _accounts_in(calls: Iterable[_Call]) -> set[AccountKey]:

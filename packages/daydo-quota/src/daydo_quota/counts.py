@@ -89,6 +89,7 @@ class Counts:
             Allow: self._allowances["allowed"],
             Disallow: self._allowances["disallowed"],
         }
+        self._batches = self._asks("batches_total", "Batches by how they were decided.", "drafted", "overtaken", "read")
         seconds = self.metrics.histogram("operation_seconds", "From call to answer.", ("operation",))
         self._seconds = {kind: seconds.cell(name) for kind, name in _OPERATIONS.items()}
         self._upkeep_seconds = {name: seconds.cell(name) for name in ("sweep", "audit", "roll_up")}
@@ -117,6 +118,10 @@ class Counts:
         for op, outcome in zip(ops, done.outcomes, strict=True):
             if isinstance(outcome, _ANSWERS):
                 self._done(op, outcome)
+
+    def batch(self, outcome: Literal["drafted", "overtaken", "read"]) -> None:
+        """Drafted on what is remembered, drafted to no avail, or decided on what was read."""
+        self._batches[outcome].inc()
 
     def upkeep_took(self, what: Literal["sweep", "audit", "roll_up"], seconds: float) -> None:
         """A turn of the upkeep."""

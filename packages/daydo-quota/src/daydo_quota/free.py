@@ -1,5 +1,7 @@
 """The tables under the planner in a batch's transaction that waits for nobody, and reads only what is not remembered.
 
+It is for what cannot be decided without reading (``draft.py``).
+
 The first packet locks every account that is free. Of an account that is remembered it reads the stamp alone: if that is
 the one that was left, all that was remembered is so (``memory.py``). A second packet, where one is needed, reads what
 is new here and what others have written to since.
@@ -12,9 +14,9 @@ from collections.abc import Sequence
 from daydo_db import Tx
 from daydo_kernel import Clock
 
-from .memory import Memory, Sheet, sheets_of
-from .ops import Op, accounts_of, settled_key
-from .rows import AccountKey, AccountRow, HoldRow, Plan, owner_of
+from .memory import Memory, Sheet, open_hold, sheets_of
+from .ops import Op, accounts_of
+from .rows import AccountKey, AccountRow, Plan, owner_of
 from .store import ALL_DUE, BY_ID, Asked, Found, Lookups, Reading, Store, marks, opening, rows_of
 
 Accounts = dict[AccountKey, AccountRow]
@@ -75,7 +77,7 @@ class FreeStore(Store):
             locks.append((f"SELECT id, stamp, {self._now} FROM daydo_quota_account {where}", ids))  # noqa: S608 - ours
         if new:
             locks.append(self._lock_owners(new))
-        lookups = Lookups(ops, (), [op for op in ops if _remembered(op, known) is None])
+        lookups = Lookups(ops, (), [op for op in ops if open_hold(op, known) is None])
         results = await self.tx.execute_all([*locks, *lookups.asked])
         seen = results[0].rows if known else []
         rows = rows_of(AccountRow, results[len(locks) - 1].rows) if new else []
@@ -95,16 +97,8 @@ class FreeStore(Store):
         return {owner_of(row): row for row in rows}
 
 
-def _remembered(op: Op, known: Sheets) -> HoldRow | None:
-    """The open hold that ``op`` is about; of what a key may name that is the one thing to know."""
-    key = settled_key(op)
-    if key is None or (sheet := known.get(accounts_of(op)[0])) is None:
-        return None
-    return sheet.holds.get(key)
-
-
 def _recall(ops: Sequence[Op], true: Sheets, found: Found) -> None:
     for sheet in true.values():
         found.grants += sheet.grants.values()
         found.complete.add(sheet.account.id)
-    found.holds += [row for op in ops if (row := _remembered(op, true)) is not None]
+    found.holds += [row for op in ops if (row := open_hold(op, true)) is not None]

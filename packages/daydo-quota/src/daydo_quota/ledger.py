@@ -19,9 +19,10 @@ from daydo_kernel import Clock, Config, Event, EventSink, Health, NoEvents, Page
 
 from . import arguments
 from .audit import Auditor
-from .batcher import Batcher, Bounds, Tell, Written
+from .batcher import Batcher, Bounds, Tell, WriteDraft, Written
 from .blocks import Blocks, OpenHold, Terms
 from .counts import Counts
+from .draft import Draft, Drafts, DraftStore, Overtaken
 from .enlisted import EnlistedStore
 from .errors import QuotaError
 from .free import FreeStore
@@ -168,6 +169,7 @@ class Ledger(Part):
         self._blocks = Blocks(self)
         self._history = History(db)
         self._memory = Memory(config.remembered_rows)
+        self._drafts = Drafts(self._memory, self._rules, clock)
         self._batcher = self._new_batcher()
         self._counts = Counts()
         self.metrics = self._counts.metrics
@@ -712,7 +714,7 @@ class Ledger(Part):
             retries=self.config.retries,
             busy_timeout_s=self.config.busy_timeout_s,
         )
-        return Batcher(self.db, self._write, self._spawn, bounds)
+        return Batcher(self.db, self._draft, self._write, self._spawn, bounds)
 
     # One operation
 
@@ -746,16 +748,36 @@ class Ledger(Part):
         await self._make_so([op], decided, store)
         return decided.outcomes[0]
 
+    def _draft(self, ops: Sequence[Op]) -> WriteDraft | None:
+        """As the batcher's ``Decide``."""
+        draft = self._drafts.draft(ops)
+        return None if draft is None else partial(self._write_draft, draft)
+
+    async def _write_draft(self, draft: Draft, tx: Tx, patience_s: float, tell: Tell) -> None:
+        store = DraftStore(tx, self.clock, patience_s, draft)
+        tx.after_commit(partial(self._memory.learn, draft.sheets, draft.plan))
+        tx.after_commit(partial(tell, draft.plan.outcomes))
+        try:
+            await self._make_so(draft.ops, draft.plan, store, last=True)
+        except Overtaken:
+            self._counts.batch("overtaken")
+            self._drafts.failed()
+            raise
+        self._counts.batch("drafted")
+        self._drafts.came_true(store.now_us)
+
     async def _write(self, ops: Sequence[Op], tx: Tx, patience_s: float, waits: bool, tell: Tell) -> Written:
-        """In a transaction of the batcher's; as its ``Write``."""
+        """As the batcher's ``Write``."""
         store = FreeStore(tx, self.clock, patience_s, self._memory)
         reading = await (store.read(ops) if waits else store.read_free(ops))
+        self._drafts.told(reading.now_us)
         decided = plan(reading.ready, reading.state, reading.now_us, self._rules)
         left_out, outcomes = reading.held | reading.missing, iter(decided.outcomes)
         told = [next(outcomes) if left_out.isdisjoint(accounts_of(op)) else None for op in ops]
         tx.after_commit(partial(self._memory.learn, reading.sheets, decided))
         tx.after_commit(partial(tell, told))
         await self._make_so(reading.ready, decided, store, last=not waits)
+        self._counts.batch("read")
         return Written(told, reading.held, reading.missing)
 
     async def _make_so(self, ops: Sequence[Op], decided: Plan, store: Store, *, last: bool = False) -> None:

@@ -1,7 +1,7 @@
 """What this process knows of accounts, so that a batch need not read what was written here.
 
 Every transaction that changes an account, or anything that belongs to it, leaves a random *stamp* in the account's row.
-A batch locks the row and reads the stamp: where it is the one that this process left, nobody has written since, and
+A batch locks the row and looks at the stamp: where it is the one that this process left, nobody has written since, and
 what was written then is what stands there now. A counter would not do. A server that was restored, or that lost its
 last second in a crash, comes to the same count again with other rows.
 """
@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from itertools import chain
 
+from .ops import Op, accounts_of, settled_key
 from .rows import AccountKey, AccountRow, GrantRow, HoldRow, Plan, State, owner_of
 
 _STAMP_BITS = 53  # So many any reader of JSON keeps.
@@ -61,6 +62,14 @@ def sheets_of(state: State, complete: Collection[int]) -> dict[int, Sheet]:
         if (sheet := sheets.get(hold.account_id)) is not None:
             sheet.note_hold(hold)
     return sheets
+
+
+def open_hold(op: Op, known: Mapping[AccountKey, Sheet]) -> HoldRow | None:
+    """The open hold that ``op`` is about; of what a key may name that is the one thing to know."""
+    key = settled_key(op)
+    if key is None or (sheet := known.get(accounts_of(op)[0])) is None:
+        return None
+    return sheet.holds.get(key)
 
 
 class Memory:

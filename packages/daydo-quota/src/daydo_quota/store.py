@@ -182,13 +182,18 @@ class Store:
             CommitUnknown: the same, of the ``last``: whether it was had in the end is not known.
             BooksDisagree: a row that was read, or is remembered, is not there any more.
         """
-        asked = [*self._claims(plan), *inserts(plan.entries), *self._changes(plan, checked=True)]
-        patience_s = None if self._patience_s is None else max(_LEAST_WRITE_S, self._patience_s)
         try:
-            async with _patient(None if last else patience_s):
-                await self.tx.execute_all(asked, commit_within_s=patience_s if last else None)
+            await self._send(self._writes(plan), last=last)
         except NotNullViolation as error:
             raise BooksDisagree(account_id=plan.accounts[0].id) from error
+
+    async def _send(self, asked: Sequence[Asked], *, last: bool) -> list[Result]:
+        patience_s = None if self._patience_s is None else max(_LEAST_WRITE_S, self._patience_s)
+        async with _patient(None if last else patience_s):
+            return await self.tx.execute_all(asked, commit_within_s=patience_s if last else None)
+
+    def _writes(self, plan: Plan) -> list[Asked]:
+        return [*self._claims(plan), *inserts(plan.entries), *self._changes(plan, checked=True)]
 
     def _claims(self, plan: Plan) -> list[Asked]:
         # Grants last: where a renewal comes with what is asked, the key that was asked for is claimed before it. Each
