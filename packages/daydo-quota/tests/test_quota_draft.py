@@ -1,7 +1,7 @@
 """Batches that are decided before anything is asked: one packet where they come true, and no harm where they do not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
@@ -67,7 +67,7 @@ def batches(ledger: Ledger) -> dict[str, int]:
 
 
 @pytest.fixture
-def packets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def packets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of statements that went to the database together."""
     sent = list[int]()
     execute_all, execute, commit = Transaction.execute_all, Transaction.execute, Transaction.commit
@@ -87,7 +87,7 @@ def packets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(Transaction, "execute_all", all_of)
     monkeypatch.setattr(Transaction, "execute", one)
     monkeypatch.setattr(Transaction, "commit", end)
-    yield sent
+    return sent
 
 
 async def test_what_is_remembered_needs_one_packet(ledger: Ledger, packets: list[int]) -> None:
@@ -160,7 +160,7 @@ async def test_a_batch_fails_for_nobody_but_whose_fault_it_is(ledger: Ledger, db
 
 
 async def test_drafts_that_fail_are_tried_less_and_less(ledger: Ledger, other: Ledger) -> None:
-    """Where two processes write to an account in turn, memory is of no use; where only one does, it soon is again."""
+    """Where two processes write to an account in turn they would all fail; where one does, they soon come true again."""
     for number in range(30):
         await ledger.extend(ANN, key=(await other.reserve(ANN, 1, key=f"task_{number}")).key, ttl_s=600 + number)
         await other.cancel(ANN, key=f"task_{number}")

@@ -11,6 +11,10 @@ follows is carried out. The keys that a plan claims are believed to be new; wher
 A plan that refuses anything is no draft: what was to be refused may be a repeat, and no statement would find that out.
 Nor is one about time that has come, debts, refunds or allowances, for they need rows that are not remembered.
 
+An account that other processes write to in turn with this one would make every draft fail. So the accounts of a draft
+that failed are next read, and found as they were remembered, before they are drafted about again: once, and after each
+further failure twice as often.
+
 *Whatever goes wrong* with a draft is nobody's error. It is undone, and the batch is read and decided anew
 (``free.py``); if there is an error it shows there. Only of a COMMIT whose answer did not come nobody knows what became
 of it.
@@ -40,8 +44,6 @@ from .store import BY_ID, Asked, Store, marks
 _ASKING_MORE = (Refund, Allow, Disallow)
 # A draft is carried out within this, or not at all.
 _LATEST_US = 250_000
-# At most so many batches in a row are not drafted because those before them failed.
-_LONGEST_PAUSE = 64
 # 2⁶³ is no number of 64 bits: this is 2⁶³ - 1, or an error in every database.
 _UNLESS = "ABS(-9223372036854775807 - ({}))"
 
@@ -68,32 +70,30 @@ class Draft(NamedTuple):
 
 
 class Drafts:
-    """Makes drafts, as long as they come true."""
+    """Makes drafts, and hears what became of them."""
 
     def __init__(self, memory: Memory, rules: Rules, clock: Clock | None) -> None:
         self._memory = memory
         self._rules = rules
         self._time = _Time(clock)
-        self._pause = self._left_out = 0
 
     def told(self, now_us: int) -> None:
         """The database said what time it is (0: it was not asked)."""
         if now_us:
             self._time.told(now_us)
 
-    def came_true(self, now_us: int) -> None:
-        self._pause = 0
+    def came_true(self, draft: Draft, now_us: int) -> None:
         self._time.told(now_us)
+        for sheet in draft.sheets.values():
+            sheet.doubts = 0
 
-    def failed(self) -> None:
+    def failed(self, draft: Draft) -> None:
         self._time.forget()  # It may have been that.
-        self._put_off()
+        for sheet in draft.sheets.values():
+            sheet.doubt()
 
     def draft(self, ops: Sequence[Op]) -> Draft | None:
-        """None where something must be read first, or where the last ones were to no avail."""
-        if self._left_out:
-            self._left_out -= 1
-            return None
+        """None where something must be read first."""
         known, now_us = self._known(ops), self._time.now_us()
         if known is None or now_us is None:
             return None
@@ -105,7 +105,6 @@ class Drafts:
         holds = [hold for op in ops if (hold := open_hold(op, known)) is not None]
         decided = plan(ops, State(accounts, grants, holds), now_us, self._rules)
         if any(isinstance(outcome, QuotaError) for outcome in decided.outcomes):
-            self._put_off()
             return None
         sheets = {sheet.account.id: sheet for sheet in known.values()}
         return Draft(ops, decided, sheets, now_us, min(due_us - 1, now_us + _LATEST_US))
@@ -118,15 +117,12 @@ class Drafts:
                 return None
             for key in accounts_of(op):
                 sheet = self._memory.get(key)
-                if sheet is None or sheet.account.debt:
+                if sheet is None or sheet.to_see or sheet.account.debt:
                     return None
                 known[key] = sheet
             if settled_key(op) is not None and open_hold(op, known) is None:
                 return None
         return known
-
-    def _put_off(self) -> None:
-        self._left_out = self._pause = min(2 * self._pause or 1, _LONGEST_PAUSE)
 
 
 class DraftStore(Store):

@@ -99,6 +99,7 @@ class FreeStore(Store):
 
 def _recall(ops: Sequence[Op], true: Sheets, found: Found) -> None:
     for sheet in true.values():
+        sheet.seen()
         found.grants += sheet.grants.values()
         found.complete.add(sheet.account.id)
     found.holds += [row for op in ops if (row := open_hold(op, true)) is not None]

@@ -761,10 +761,10 @@ class Ledger(Part):
             await self._make_so(draft.ops, draft.plan, store, last=True)
         except Overtaken:
             self._counts.batch("overtaken")
-            self._drafts.failed()
+            self._drafts.failed(draft)
             raise
         self._counts.batch("drafted")
-        self._drafts.came_true(store.now_us)
+        self._drafts.came_true(draft, store.now_us)
 
     async def _write(self, ops: Sequence[Op], tx: Tx, patience_s: float, waits: bool, tell: Tell) -> Written:
         """As the batcher's ``Write``."""

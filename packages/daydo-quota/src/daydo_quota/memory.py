@@ -17,6 +17,7 @@ from .ops import Op, accounts_of, settled_key
 from .rows import AccountKey, AccountRow, GrantRow, HoldRow, Plan, State, owner_of
 
 _STAMP_BITS = 53  # So many any reader of JSON keeps.
+_MOST_DOUBTS = 64
 
 
 def new_stamp() -> int:
@@ -29,15 +30,25 @@ class Sheet:
 
     It is the memory's own and changes with what the main line writes, which has each account in one batch at a time; a
     lane's batch leaves a new one in its place. The rows in it never change.
+
+    ``to_see``: so often it is to be seen in the database that nobody else has written, before that is believed unseen.
+    ``doubts``: how often that was last asked for.
     """
 
-    __slots__ = ("account", "grants", "holds", "size")
+    __slots__ = ("account", "doubts", "grants", "holds", "size", "to_see")
 
     def __init__(self, account: AccountRow) -> None:
         self.account = account
         self.grants: dict[str, GrantRow] = {}
         self.holds: dict[str, HoldRow] = {}
         self.size = 0
+        self.to_see = self.doubts = 0
+
+    def doubt(self) -> None:
+        self.to_see = self.doubts = min(2 * self.doubts or 1, _MOST_DOUBTS)
+
+    def seen(self) -> None:
+        self.to_see -= self.to_see > 0
 
     def note_grant(self, row: GrantRow) -> None:
         if row.phase == "closed":
@@ -104,6 +115,8 @@ class Memory:
             self._size -= known.size
 
     def _keep(self, owner: AccountKey, sheet: Sheet) -> None:
+        if (before := self._sheets.get(owner)) is not None:
+            sheet.to_see, sheet.doubts = before.to_see, before.doubts
         self.forget(owner)
         sheet.size = 1 + len(sheet.grants) + len(sheet.holds)
         if sheet.account.stamp and sheet.size <= self._most:
