@@ -160,7 +160,7 @@ async def test_a_batch_fails_for_nobody_but_whose_fault_it_is(ledger: Ledger, db
 
 
 async def test_drafts_that_fail_are_tried_less_and_less(ledger: Ledger, other: Ledger) -> None:
-    """Where two processes write to an account in turn they would all fail; where one does, they soon come true again."""
+    """Where two processes write to an account in turn all would fail; where one does, they soon come true again."""
     for number in range(30):
         await ledger.extend(ANN, key=(await other.reserve(ANN, 1, key=f"task_{number}")).key, ttl_s=600 + number)
         await other.cancel(ANN, key=f"task_{number}")
