@@ -96,6 +96,25 @@ async def test_a_repeat_that_renews_an_allowance_is_a_repeat(db: Database, engin
 
 
 @pytest.mark.dialect("mysql")
+async def test_a_repeat_that_renews_an_allowance_pays_what_is_owed_once(
+    db: Database, own: Ledger, engine: AsyncEngine, clock: ManualClock
+) -> None:
+    """The key shows the repeat before the new period's units are there: granted again beside themselves, they would pay
+    the debt from one of the two and be charged for it in the other."""
+    account = Account("acme", "u_7", "credits")
+    await own.allow(account, 10, key="daily", every="day")
+    async with async_sessionmaker(engine).begin() as session:
+        tx = await enlist(session)
+        await session.execute(text("SELECT COUNT(*) FROM daydo_quota_account"))
+        await own.charge(account, 3, key="task")
+        assert (await own.charge(account, 11, key="next", overage="debt")).owed == 4
+        clock.advance(86_400)
+        assert not (await own.charge(account, 3, key="task", tx=tx)).created
+    assert await own.balance(account) == Balance(available=6, spent=14)
+    await check_books(db)
+
+
+@pytest.mark.dialect("mysql")
 async def test_an_old_snapshot_sees_what_is_overdue(own: Ledger, engine: AsyncEngine, clock: ManualClock) -> None:
     """Holds made after a caller's snapshot time out for it too, and none of those still open is forgotten."""
     account = Account("acme", "u_7", "credits")
