@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext, suppress
 from itertools import count
 from typing import Any
@@ -485,28 +485,124 @@ async def test_leaving_tells_those_it_does_not_wait_for(db: Database, gate: Gate
     await check_books(db)
 
 
-async def test_leaving_waits_for_a_commit_that_is_on_its_way(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+class Commits:
+    """Those of transactions that are written from now on are done, and their answers on their way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, self.done, self.answered = Transaction._finish, asyncio.Event(), asyncio.Event()
+        self.delayed = False
+
+        async def finish(tx: Transaction, statements: Any, timeout_s: Any = None) -> Any:
+            results = await real(tx, statements, timeout_s)
+            if self.delayed:
+                self.done.set()
+                await self.answered.wait()
+            return results
+
+        monkeypatch.setattr(Transaction, "_finish", finish)
+
+    async def wait(self) -> None:
+        self.delayed = True
+        await self.done.wait()
+
+
+@pytest.fixture
+def commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Commits]:
+    commits = Commits(monkeypatch)
+    yield commits
+    commits.answered.set()
+
+
+LEAVING = LedgerConfig(drain_s=0.0, sweep_interval_s=0)
+
+
+async def test_leaving_waits_for_a_commit_that_is_on_its_way(db: Database, commits: Commits) -> None:
     """Its callers are told that it was done, and not that nothing was changed."""
-    real, committed, answered = Transaction._finish, asyncio.Event(), asyncio.Event()
-
-    async def finish(tx: Transaction, statements: Any, timeout_s: Any = None) -> Any:
-        results = await real(tx, statements, timeout_s)
-        committed.set()
-        await answered.wait()
-        return results
-
-    ledger = Ledger(db, LedgerConfig(drain_s=0.0, sweep_interval_s=0))
+    ledger = Ledger(db, LEAVING)
     async with ledger:
         await give(ledger, [CREDITS])
-        monkeypatch.setattr(Transaction, "_finish", finish)
         call = asyncio.create_task(ledger.reserve(CREDITS, 4, key="task"))
-        await committed.wait()
+        await commits.wait()
         leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
         for _ in range(20):
             await asyncio.sleep(0)
-        answered.set()
+        commits.answered.set()
         await leaving
         assert (await call).created
+
+
+async def test_a_block_waits_for_a_commit_that_is_on_its_way(db: Database, commits: Commits) -> None:
+    """It begins, for its hold was made; only then it hears that nobody is left to settle it."""
+    begun = False
+
+    async def work() -> None:
+        nonlocal begun
+        async with ledger.hold(CREDITS, 4, key="task"):
+            begun = True
+
+    ledger = Ledger(db, LEAVING)
+    async with ledger:
+        await give(ledger, [CREDITS])
+        call = asyncio.create_task(work())
+        await commits.wait()
+        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        commits.answered.set()
+        await leaving
+        with pytest.raises(LedgerLeft):
+            await call
+        assert begun
+    assert (await db.query("SELECT phase FROM daydo_quota_hold")).rows == [("open",)]
+
+
+async def test_a_block_that_ends_while_the_ledger_is_left_hears_that_it_was_charged(
+    db: Database, commits: Commits
+) -> None:
+    """Its confirm is committed, and its answer comes after all else was stopped."""
+    over = asyncio.Event()
+
+    async def work() -> None:
+        async with ledger.hold(CREDITS, 4, key="task"):
+            await over.wait()
+
+    ledger = Ledger(db, LEAVING)
+    async with ledger:
+        await give(ledger, [CREDITS])
+        call = asyncio.create_task(work())
+        while not (await db.query("SELECT 1 FROM daydo_quota_hold")).rows:  # noqa: ASYNC110 - another task makes it
+            await asyncio.sleep(0)
+        over.set()
+        await commits.wait()
+        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        commits.answered.set()
+        await leaving
+        await call
+    assert (await db.query("SELECT phase FROM daydo_quota_hold")).rows == [("confirmed",)]
+
+
+@pytest.mark.parametrize("how", ["a call", "a block"])
+async def test_a_commit_that_outlasts_leaving_is_said_to_be_unknown(
+    db: Database, commits: Commits, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It was done, as it happens; nobody who leaves can know."""
+    monkeypatch.setattr("daydo_kernel.lifecycle.CANCELLATIONS_MAX", 1)
+
+    async def work() -> None:
+        if how == "a call":
+            await ledger.reserve(CREDITS, 4, key="task")
+        async with ledger.hold(CREDITS, 4, key="task"):
+            pass
+
+    ledger = Ledger(db, LEAVING)
+    async with ledger:
+        await give(ledger, [CREDITS])
+        call = asyncio.create_task(work())
+        await commits.wait()
+    with pytest.raises(CommitUnknown):
+        await call
 
 
 OTHER_PROCESS = """

@@ -27,6 +27,9 @@ has undone (a deadlock, a lost connection) is written again. So is what may or m
 keys make the repeat safe. After any other error the batch is halved and each half written by itself, in order, until
 the error has only its own operation left: nobody fails for another's sake.
 
+*Leaving* the ledger cancels what writes. A transaction whose COMMIT is on its way ends all the same, and answers its
+calls; all others are answered ``LedgerLeft``, and those of a COMMIT that does not end ``CommitUnknown``.
+
 *Callers that go.* A cancelled caller's call is taken out while it waits; once its batch is being written it is written
 with it, and nobody hears the answer.
 """
@@ -37,6 +40,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -106,7 +110,7 @@ Raises:
     CommitUnknown: caused by QueryTimeout, it took too long, perhaps for the same reason.
 """
 
-Spawn = Callable[[Coroutine[Any, Any, Any], str], object]
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class Bounds(NamedTuple):
@@ -190,9 +194,10 @@ class Batcher:
         self._lanes: dict[AccountKey, _Line] = {}
         self._turns = asyncio.Semaphore(bounds.lanes)
         self._calls: set[_Call] = set()
+        self._under_way: set[_Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._left = False
+        self._left = asyncio.Event()
 
     async def ask(self, op: Op) -> Outcome:
         """The outcome of ``op``, once it is committed.
@@ -203,7 +208,7 @@ class Batcher:
             DbError: as :meth:`daydo_db.Database.run`.
         """
         self._db.require_outside()
-        if self._left:
+        if self._left.is_set():
             raise LedgerLeft()
         if len(self._calls) >= self._bounds.queue:
             raise QueueFull(size=self._bounds.queue)
@@ -222,10 +227,27 @@ class Batcher:
         """Wait until nobody waits for an answer."""
         await self._idle.wait()
 
+    async def left_within(self, seconds: float) -> None:
+        """Wait until the ledger is left, or so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._left.wait()
+
     def leave(self) -> None:
-        """Answer those who still wait; whatever worked for them has been stopped."""
-        self._left = True
-        for call in self._calls:
+        """Answer those who still wait; whatever worked for them has been stopped, or does not let itself be."""
+        self._refuse()
+        for call in self._under_way:
+            call.fail(CommitUnknown())
+
+    def _refuse(self, work: asyncio.Task[None] | None = None) -> None:
+        """Of a ``work`` that is cancelled: the ledger is being left, and those wait in vain of whom nothing is written.
+
+        Whom a transaction is under way for, that one answers.
+        """
+        if work is not None and not work.cancelled():
+            return
+        self._left.set()
+        for call in self._calls - self._under_way:
             call.fail(LedgerLeft())
 
     # Lines
@@ -242,7 +264,7 @@ class Batcher:
         line.calls.append(call)
         if not line.at_work or (line.at_work < line.writers and line.writing.isdisjoint(call.accounts)):
             line.at_work += 1
-            self._spawn(self._work(line), line.name)
+            self._spawn(self._work(line), line.name).add_done_callback(self._refuse)
 
     async def _work(self, line: _Line) -> None:
         try:
@@ -316,6 +338,7 @@ class Batcher:
             calls = [call for call in parts.popleft() if not call.answer.done()]
             if not calls:
                 continue
+            self._under_way.update(calls)
             try:
                 await self._commit(calls, line)
             except Blocked:
@@ -329,6 +352,8 @@ class Batcher:
                 else:
                     half = len(calls) // 2
                     parts.extendleft((calls[half:], calls[:half]))
+            finally:
+                self._under_way.difference_update(calls)
 
     async def _commit(self, calls: list[_Call], line: _Line) -> None:
         if not line.patient and await self._commit_draft(calls, line):

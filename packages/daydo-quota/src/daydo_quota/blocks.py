@@ -8,6 +8,9 @@ what is asked of the database runs in tasks of the ledger's, and the caller only
 *Reserving* goes on when its caller is cancelled. Only its answer tells whether the hold was made, and by this call; if
 so it is cancelled, before the cancellation goes on.
 
+*Leaving* the ledger does not cancel those tasks. It ends them: the batcher answers all whom it no longer serves, and
+only it knows of whom something was written.
+
 *Settling* goes on, too. A caller that is cancelled once waits for its end; one that is cancelled again does not, and
 then leaving the ledger does. Errors that no caller is left to hear of are logged.
 """
@@ -17,8 +20,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from daydo_db import CommitUnknown, DbError
 from daydo_kernel import new_id
@@ -104,6 +107,7 @@ class _Unsettled(NamedTuple):
     error: Exception
 
 
+T = TypeVar("T")
 _Reserve = Callable[[], Awaitable[list[Hold]]]
 _Settlement = Callable[[OpenHold], Confirm | Cancel]
 
@@ -115,6 +119,7 @@ class Blocks:
         self._ledger = ledger
         self._open = 0
         self._none_open = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
         """Anew: an Event belongs to the first loop that waited for it, and this may be another."""
@@ -125,6 +130,11 @@ class Blocks:
     async def ended(self) -> None:
         """Wait until none is open."""
         await self._none_open.wait()
+
+    async def answered(self) -> None:
+        """Wait for those who asked the batcher, which has been left."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     @asynccontextmanager
     async def around(self, reserve: _Reserve, terms: Terms) -> AsyncIterator[list[OpenHold]]:
@@ -148,7 +158,7 @@ class Blocks:
 
     async def _reserved(self, reserve: _Reserve, terms: Terms) -> list[OpenHold]:
         self._ledger.db.require_outside()  # Asked of our task; the one that reserves has no transaction.
-        making: asyncio.Task[list[OpenHold] | Exception] = self._ledger._spawn(self._make(reserve), "reserve")
+        making = self._begin(self._make(reserve))
         try:
             made = await asyncio.shield(making)
         except asyncio.CancelledError:
@@ -162,8 +172,6 @@ class Blocks:
         """Errors are returned, for the task that raises them is the caller's."""
         try:
             return [OpenHold(self._ledger, hold) for hold in await reserve()]
-        except asyncio.CancelledError:
-            return LedgerLeft()  # Only leaving cancels this task.
         except Exception as error:
             return error
 
@@ -178,7 +186,7 @@ class Blocks:
     async def _to_the_end(self, settling: Coroutine[Any, Any, list[_Unsettled]]) -> list[_Unsettled]:
         """Settle although our task is cancelled; the cancellation goes on afterwards. Returns what went wrong."""
         self._enter()  # It may outlive the block, if our task is cancelled twice; then leaving waits for it.
-        task = self._ledger._spawn(settling, "settle")
+        task = self._begin(settling)
         task.add_done_callback(lambda _: self._leave())
         try:
             return await asyncio.shield(task)
@@ -188,34 +196,37 @@ class Blocks:
             raise
 
     async def _settle(self, works: Sequence[OpenHold], settlement: _Settlement) -> list[_Unsettled]:
-        failures: dict[int, Exception] = {number: LedgerLeft() for number in range(len(works))}
-
-        async def settle(number: int, work: OpenHold) -> None:
-            try:
-                await self._patiently(settlement(work))
-            except Exception as error:
-                failures[number] = error
-            else:
-                del failures[number]
-
-        with suppress(asyncio.CancelledError):  # Only leaving cancels this task; the caller's is not cancelled by it.
-            await asyncio.gather(*(settle(number, work) for number, work in enumerate(works)))
-        return [_Unsettled(works[number].hold.key, error) for number, error in failures.items()]
+        asked = (self._patiently(settlement(work)) for work in works)
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        return [
+            _Unsettled(work.hold.key, error)
+            for work, error in zip(works, errors, strict=True)
+            if isinstance(error, Exception)
+        ]
 
     async def _patiently(self, op: Confirm | Cancel) -> None:
         """Ask again for ``settle_timeout_s``: a moment without the account must not decide whether work is charged."""
         now_s = asyncio.get_running_loop().time
         until_s, pause_s = now_s() + self._ledger.config.settle_timeout_s, _FIRST_PAUSE_S
+        in_doubt: CommitUnknown | None = None
         while True:
             try:
                 await self._ledger._do(op, None)
                 return
-            except (AccountBusy, QueueFull, DbError) as error:
-                again = error.retryable or isinstance(error, CommitUnknown)  # The key makes the repeat safe.
+            except (AccountBusy, QueueFull, LedgerLeft, DbError) as error:
+                in_doubt = error if isinstance(error, CommitUnknown) else in_doubt
+                # The key makes the repeat safe.
+                again = isinstance(error, CommitUnknown) or (error.retryable and not isinstance(error, LedgerLeft))
                 if not again or now_s() + pause_s > until_s:
-                    raise
-            await asyncio.sleep(pause_s)
+                    raise (in_doubt or error) from error.__cause__
+            await self._ledger._batcher.left_within(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _enter(self) -> None:
         self._open += 1

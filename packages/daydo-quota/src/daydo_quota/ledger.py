@@ -704,6 +704,7 @@ class Ledger(Part):
 
     async def _close(self) -> None:
         self._batcher.leave()
+        await self._blocks.answered()
 
     def _new_batcher(self) -> Batcher:
         bounds = Bounds(
