@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -293,6 +293,23 @@ async def test_an_unanswered_commit_is_unknown_and_never_repeated(
             await far.run(change)
         assert (tries, calls, far._writers.in_use) == (1, [], 0)
     assert await balances(db) == [1 if reaches_the_server else 0, 0]
+
+
+async def test_an_unanswered_commit_stays_unknown_whatever_is_made_of_it(database_url: str, db: Database) -> None:
+    """Who swallows it in his function is neither told that nothing was kept nor run again."""
+    tries = 0
+    async with cut_at(b"COMMIT", database_url, True) as url, Database(url) as far:
+
+        async def change(tx: Tx) -> None:
+            nonlocal tries
+            tries += 1
+            await tx.execute_all([("UPDATE account SET n = n + 1 WHERE id = ?", (1,)), ("SELECT 1", ())])
+            with suppress(CommitUnknown):
+                await tx.execute_all([], commit_within_s=30)
+
+        with pytest.raises(CommitUnknown):
+            await far.run(change)
+    assert (tries, await balances(db)) == (1, [1, 0])
 
 
 async def test_an_unanswered_statement_of_its_own_is_unknown_too(database_url: str, db: Database) -> None:

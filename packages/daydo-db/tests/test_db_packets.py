@@ -14,7 +14,7 @@ import aiomysql
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pymysql.err import MySQLError
+from pymysql.err import MySQLError, OperationalError
 
 from daydo_db import Database, StatementFailed
 from daydo_db.config import parse_url
@@ -154,6 +154,14 @@ def play_back(came: bytes, sizes: list[int], shapes: Shapes) -> Answer:
         at, turn = at + len(piece), turn + 1
         assert answer.feed(piece) is (at == len(came)), "complete too early or too late"
     return answer
+
+
+def test_a_switch_that_is_refused_ends_the_connection() -> None:
+    """The statement behind it may have been carried out, and no later one would be understood as it is meant."""
+    refused = b"\xff\x15\x04#HY000no"
+    answer = Answer("q", Shapes(), preceded=True)
+    with pytest.raises(OperationalError, match="refused"):
+        answer.feed(len(refused).to_bytes(3, "little") + b"\x01" + refused)
 
 
 @pytest.mark.dialect("mysql")

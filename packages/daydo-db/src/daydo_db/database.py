@@ -202,11 +202,13 @@ class Database(Part):
         wait_s = self.config.retry_wait_s
         retries = self.config.run_retries if retries is None else retries
         while True:
+            own = None
             try:
                 async with self.transaction() as own:
                     return await fn(own)
             except DbError as error:
-                if not retries or not _was_undone(error):
+                kept = own is not None and own.outcome in ("committed", "unknown")  # by ``fn`` itself
+                if kept or not retries or not _was_undone(error):
                     raise
             self._retries.inc()
             # Jitter, so that two that collided do not collide again; not a secret.

@@ -252,7 +252,7 @@ class MysqlConnection:
         texts = b"\n;".join([self._written(statement, args) for statement, args in statements])
         began_s = self._now_s()
         try:
-            answers = await self._wire.ask_all(texts, self._shapes, timeout_s or self._timeout_s)
+            answers = await self._wire.ask_all(texts, self._shapes, self._timeout_s if timeout_s is None else timeout_s)
         except MySQLError as error:
             raise self._refused(error, statements[0][0]) from error
         except BaseException as stop:

@@ -246,6 +246,8 @@ class Answer:
         self.results.append(result)
 
     def _fail(self, packet: bytes) -> None:
+        if self._then is not None:
+            raise OperationalError(_LOST, "a switch was refused")  # It is not known how what follows is understood.
         try:
             raise_mysql_exception(packet)
         except MySQLError as error:

@@ -121,7 +121,7 @@ class SqliteConnection:
     async def execute_all(
         self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None = None
     ) -> list[Result]:
-        return await self._run(statements, timeout_s or self._timeout_s)
+        return await self._run(statements, self._timeout_s if timeout_s is None else timeout_s)
 
     async def script(self, text: str) -> Result:
         return (await self._run([(Statement(text, 0, ""), ())], None))[0]

@@ -65,7 +65,7 @@ class Transaction:
         self._dead: BaseException | None = None
         self._begun = False
         self._ended = False
-        self._savepoints = 0
+        self._savepoints = self._open_savepoints = 0
         self.outcome = "rolled_back"
 
     @property
@@ -96,7 +96,7 @@ class Transaction:
             require_single(self.dialect.name, statement)
         async with self._turn:
             self._require_alive()
-            if commit_within_s is not None:
+            if commit_within_s is not None and not self._open_savepoints:
                 return await to_the_end(self._finish(checked, commit_within_s))
             if not checked:
                 return []
@@ -126,7 +126,7 @@ class Transaction:
         self, statements: Sequence[tuple[Statement, Sequence[Value]]], timeout_s: float | None = None
     ) -> list[Result]:
         try:
-            if len(statements) == 1:
+            if len(statements) == 1 and timeout_s is None:
                 return [await self._connection.execute(*statements[0])]
             return await self._connection.execute_all(statements, timeout_s)
         except BaseException as error:
@@ -152,14 +152,17 @@ class Transaction:
         self._savepoints += 1
         name, registered = f"daydo_{self._savepoints}", len(self._callbacks)
         await self._control(f"SAVEPOINT {name}")
+        self._open_savepoints += 1
         try:
             yield
         except BaseException:
+            self._open_savepoints -= 1
             del self._callbacks[registered:]
             if self._dead is None and not self._ended:
                 await self._control(f"ROLLBACK TO SAVEPOINT {name}")
                 await self._control(f"RELEASE SAVEPOINT {name}")
             raise
+        self._open_savepoints -= 1
         await self._control(f"RELEASE SAVEPOINT {name}")
 
     async def begin(self) -> None:
@@ -237,6 +240,8 @@ class Transaction:
         self.outcome = "aborted"
 
     def _require_alive(self) -> None:
+        if self.outcome == "unknown":  # Whoever has swallowed that must not be told that nothing was kept.
+            raise CommitUnknown() from self._dead
         if self._dead is not None:
             raise TransactionAborted(reason=f"{type(self._dead).__name__} ended it") from self._dead
         if self._ended:

@@ -107,7 +107,7 @@ class Tx(Protocol):
         ``commit_within_s`` says that none will follow in the transaction. Then, if all goes well, COMMIT goes with them
         in a transaction of ours, which is a round trip less, and they have so many seconds together. A cancellation
         waits for their answer and then goes on: so register with :meth:`after_commit` before. Whoever lent us theirs
-        commits as always.
+        commits as always, and inside a savepoint nothing is committed.
 
         Raises:
             StatementFailed: besides the usual, a ``;`` in the text of one, or a CALL, whose results cannot be counted.

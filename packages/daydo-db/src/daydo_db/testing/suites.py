@@ -429,6 +429,27 @@ class DatabaseConformance:
             await db.run(once)
         assert tries == 1
 
+    async def test_the_last_of_a_savepoint_commits_nothing(self, db: Database) -> None:
+        """What is around it may still be undone."""
+        add = "INSERT INTO suite_row (name) VALUES (?)"
+        async with db.transaction() as tx:
+            async with tx.savepoint():
+                await tx.execute_all([(add, ("a",)), (add, ("b",))], commit_within_s=30)
+            assert await _names(db) == []
+            await tx.execute_all([(add, ("c",))], commit_within_s=30)
+        assert await _names(db) == ["a", "b", "c"]
+
+    async def test_run_does_not_repeat_what_it_has_committed_itself(self, db: Database) -> None:
+        """What fails afterwards, another database say, fails; the row is there once."""
+
+        async def commit_then_fail(tx: Tx) -> None:
+            await tx.execute_all([("INSERT INTO suite_row (name) VALUES (?)", ("a",))], commit_within_s=30)
+            raise errors.Deadlock()
+
+        with pytest.raises(errors.Deadlock):
+            await db.run(commit_then_fail)
+        assert await _names(db) == ["a"]
+
     async def test_concurrent_read_modify_write_loses_nothing(self, db: Database) -> None:
         """Forty tasks add one each; the lock is taken with the read."""
         await db.execute("INSERT INTO suite_row (name, n) VALUES ('a', 0)")
