@@ -264,8 +264,8 @@ MUTANTS = [
     Mutant(
         "a repeat is refused for want of units, since nobody looked",
         "draft.py",
-        "        if any(isinstance(outcome, QuotaError) for outcome in decided.outcomes):\n",
-        "        if False:\n",
+        "        if any([isinstance(outcome, QuotaError) for outcome in decided.outcomes]):",
+        "        if False:",
     ),
     Mutant(
         "what is remembered is dated before what was written",

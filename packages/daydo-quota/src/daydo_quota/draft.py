@@ -26,7 +26,7 @@ were written here last, and no draft is dated before what was written here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from time import monotonic
 from typing import NamedTuple
@@ -38,7 +38,7 @@ from .errors import QuotaError
 from .memory import Memory, Sheet, open_hold
 from .ops import Allow, Disallow, Op, Refund, accounts_of, settled_key
 from .planner import plan
-from .rows import AccountKey, Plan, Rules, State
+from .rows import AccountKey, HoldRow, Plan, Rules, State
 from .store import BY_ID, Asked, Store, marks
 
 _ASKING_MORE = (Refund, Allow, Disallow)
@@ -94,24 +94,24 @@ class Drafts:
 
     def draft(self, ops: Sequence[Op]) -> Draft | None:
         """None where something must be read first."""
-        known, now_us = self._known(ops), self._time.now_us()
-        if known is None or now_us is None:
+        now_us, remembered = self._time.now_us(), self._remembered(ops)
+        if now_us is None or remembered is None:
             return None
+        known, holds = remembered
         accounts = {key: sheet.account for key, sheet in known.items()}
-        due_us = min(min(row.next_due_at_us, row.renews_at_us) for row in accounts.values())
+        due_us = min([min(row.next_due_at_us, row.renews_at_us) for row in accounts.values()])
         if due_us <= now_us:
             return None
-        grants = list(chain.from_iterable(sheet.grants.values() for sheet in known.values()))
-        holds = [hold for op in ops if (hold := open_hold(op, known)) is not None]
+        grants = list(chain.from_iterable([sheet.grants.values() for sheet in known.values()]))
         decided = plan(ops, State(accounts, grants, holds), now_us, self._rules)
-        if any(isinstance(outcome, QuotaError) for outcome in decided.outcomes):
+        if any([isinstance(outcome, QuotaError) for outcome in decided.outcomes]):  # noqa: C419 - half the time
             return None
         sheets = {sheet.account.id: sheet for sheet in known.values()}
         return Draft(ops, decided, sheets, now_us, min(due_us - 1, now_us + _LATEST_US))
 
-    def _known(self, ops: Sequence[Op]) -> Mapping[AccountKey, Sheet] | None:
-        """The sheets of all accounts, if they have all that ``ops`` need."""
-        known = dict[AccountKey, Sheet]()
+    def _remembered(self, ops: Sequence[Op]) -> tuple[dict[AccountKey, Sheet], list[HoldRow]] | None:
+        """The sheets of all accounts, and the holds that ``ops`` are about, if nothing else is needed."""
+        known, holds = dict[AccountKey, Sheet](), list[HoldRow]()
         for op in ops:
             if isinstance(op, _ASKING_MORE):
                 return None
@@ -120,9 +120,12 @@ class Drafts:
                 if sheet is None or sheet.to_see or sheet.account.debt:
                     return None
                 known[key] = sheet
-            if settled_key(op) is not None and open_hold(op, known) is None:
-                return None
-        return known
+            if settled_key(op) is not None:
+                hold = open_hold(op, known)
+                if hold is None:
+                    return None
+                holds.append(hold)
+        return known, holds
 
 
 class DraftStore(Store):

@@ -55,7 +55,7 @@ class Account(msgspec.Struct, frozen=True):
     unit: str
 
 
-class Grant(msgspec.Struct, frozen=True, kw_only=True):
+class Grant(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Units given, as they are now. ``created`` is False when the key was known and nothing changed."""
 
     id: str
@@ -72,7 +72,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     created: bool
 
 
-class Hold(msgspec.Struct, frozen=True, kw_only=True):
+class Hold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Units set aside, as they are now: ``amount`` of them, ``captured`` charged so far, ``refunded`` of these.
 
     ``captured`` exceeds ``amount`` where a confirm was allowed to take more; a charge had set nothing aside, its

@@ -18,7 +18,7 @@ from .periods import Anchor, Every
 from .rows import AccountKey
 
 
-class GrantUnits(msgspec.Struct, frozen=True, kw_only=True):
+class GrantUnits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Add ``amount``. Times are microseconds, None as in Ledger.grant."""
 
     id: str
@@ -36,7 +36,7 @@ class GrantUnits(msgspec.Struct, frozen=True, kw_only=True):
         return self.account, self.amount, self.source, self.priority, *times
 
 
-class Allow(msgspec.Struct, frozen=True, kw_only=True):
+class Allow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Add ``amount`` in every period. Times are microseconds, None as in Ledger.allow."""
 
     id: str
@@ -57,14 +57,14 @@ class Allow(msgspec.Struct, frozen=True, kw_only=True):
         return self.account, self.amount, self.source, self.priority, *calendar
 
 
-class Disallow(msgspec.Struct, frozen=True, kw_only=True):
+class Disallow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """No further period of the allowance ``key``."""
 
     account: AccountKey
     key: str
 
 
-class Reserve(msgspec.Struct, frozen=True, kw_only=True):
+class Reserve(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Set ``amount`` aside for ``ttl_us``; ``ttl_given_us`` is what the caller said (None: the configured one)."""
 
     id: str
@@ -88,7 +88,7 @@ class Leg(NamedTuple):
 
 
 @final
-class ReserveAll(msgspec.Struct, frozen=True, kw_only=True):
+class ReserveAll(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """:class:`Reserve` of every leg, or of none. The accounts differ, the tenant does not."""
 
     legs: tuple[Leg, ...]
@@ -101,7 +101,7 @@ class ReserveAll(msgspec.Struct, frozen=True, kw_only=True):
         return sorted((leg.account, leg.amount) for leg in self.legs), self.ttl_given_us
 
 
-class Charge(msgspec.Struct, frozen=True, kw_only=True):
+class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Charge ``amount`` that was not held; the row is that of a hold, confirmed as it is made."""
 
     id: str
@@ -115,7 +115,7 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
         return self.account, self.amount, "charge"
 
 
-class Capture(msgspec.Struct, frozen=True, kw_only=True):
+class Capture(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Charge ``amount`` of the open hold ``hold_key``, which stays open; ``id`` is the new amendment's."""
 
     id: str
@@ -129,7 +129,7 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
         return self.account, self.hold_key, self.amount
 
 
-class Confirm(msgspec.Struct, frozen=True, kw_only=True):
+class Confirm(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Charge ``amount`` of what the hold still has (None: all of it) and return the rest."""
 
     account: AccountKey
@@ -140,7 +140,7 @@ class Confirm(msgspec.Struct, frozen=True, kw_only=True):
     late: Policy = "reject"
 
 
-class Extend(msgspec.Struct, frozen=True, kw_only=True):
+class Extend(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Let the hold last at least ``ttl_us`` from now."""
 
     account: AccountKey
@@ -148,7 +148,7 @@ class Extend(msgspec.Struct, frozen=True, kw_only=True):
     ttl_us: int
 
 
-class Refund(msgspec.Struct, frozen=True, kw_only=True):
+class Refund(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Return ``amount`` of what the hold ``hold_key`` was charged; ``id`` is the new amendment's."""
 
     id: str
@@ -162,7 +162,7 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
         return self.account, self.hold_key, self.amount
 
 
-class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Return what the hold was not charged; ``id`` is the tombstone's, if there is no hold."""
 
     id: str
@@ -171,7 +171,7 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class CatchUp(msgspec.Struct, frozen=True, kw_only=True):
+class CatchUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Write down what time has done; nothing else.
 
     ``asked`` is False for the sweeper: a period in which nobody asks for an account's units grants none.

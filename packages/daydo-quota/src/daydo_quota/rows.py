@@ -1,7 +1,7 @@
 """The tables as the planner sees them, row by row and field by field; what it is given and what it gives back.
 
 ``schema/*/0001_ledger.sql`` has the same names in the same words. The store makes a statement of whatever fields a
-struct here has.
+struct here has. None of them can be part of a cycle, so the collector need not look at them (``gc=False``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AccountKey = tuple[str, str, str]
 """(tenant, subject, unit)"""
 
 
-class AccountRow(msgspec.Struct):
+class AccountRow(msgspec.Struct, gc=False):
     """``daydo_quota_account``. ``debt`` is the part of ``spent`` that no grant has paid.
 
     ``stamp`` is the random number of the transaction that last changed the account or anything that belongs to it:
@@ -56,7 +56,7 @@ def owner_of(account: AccountRow) -> AccountKey:
     return account.tenant, account.subject, account.unit
 
 
-class GrantRow(msgspec.Struct):
+class GrantRow(msgspec.Struct, gc=False):
     """``phase``: ``pending`` → ``live`` → ``lapsed`` (expired, but in part still held) → ``closed`` (nothing left).
 
     ``notice_at_us`` is when its owner is told that it will expire; NEVER_US once told, or if it is not wanted.
@@ -81,7 +81,7 @@ class GrantRow(msgspec.Struct):
     expired: int
 
 
-class Share(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Share(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """What a hold took from one grant, how much of that was charged, and how much of the charge was refunded.
 
     ``amount`` is 0 for what was charged beyond the hold. A share of :data:`DEBT` is the last; when a grant pays, units
@@ -138,7 +138,7 @@ HoldPhase = Phase | Literal["owing"]
 """``owing`` is a confirmed hold with a part that no grant has paid; to callers it is ``confirmed``."""
 
 
-class HoldRow(msgspec.Struct):
+class HoldRow(msgspec.Struct, gc=False):
     """``captured`` is all that was ever charged; ``final`` is the confirm's part of it, so that its repeat is known.
 
     A charge is a hold of amount 0 that was confirmed as it was made.
@@ -174,7 +174,7 @@ class HoldRow(msgspec.Struct):
 AmendmentKind = Literal["capture", "refund"]
 
 
-class AmendmentRow(msgspec.Struct, frozen=True):
+class AmendmentRow(msgspec.Struct, frozen=True, gc=False):
     """A capture or a refund of a hold: what its key means."""
 
     id: str
@@ -188,7 +188,7 @@ class AmendmentRow(msgspec.Struct, frozen=True):
     created_at_us: int
 
 
-class AllowanceRow(msgspec.Struct):
+class AllowanceRow(msgspec.Struct, gc=False):
     """``period`` is the name of the last one granted (empty: none yet), ``next_at_us`` when the next may be: NEVER_US
     once it is over."""
 
@@ -211,7 +211,7 @@ class AllowanceRow(msgspec.Struct):
     created_at_us: int
 
 
-class EntryRow(msgspec.Struct, frozen=True):
+class EntryRow(msgspec.Struct, frozen=True, gc=False):
     """``op_id`` is the grant, hold or amendment; (op_id, step) is unique: wrong code cannot settle twice.
 
     ``hold_key`` is the hold's where ``op_key`` is the key of its amendment, and empty otherwise.
