@@ -27,6 +27,7 @@ from daydo_quota import (
     LedgerConfig,
     LedgerLeft,
     QueueFull,
+    store,
 )
 from daydo_quota.batcher import _Call, _Line
 from daydo_quota.ops import Leg, Op, ReserveAll
@@ -224,6 +225,20 @@ async def test_keys_are_claimed_in_one_order(ledger: Ledger, monkeypatch: pytest
     )
     assert sorted(key for some in claimed for key in some) == keys
     assert all(some == sorted(some) for some in claimed)
+
+
+async def test_a_key_that_is_claimed_after_it_was_looked_up_is_found(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is to be repeated after a failure, for this is none."""
+    async with Ledger(db, LedgerConfig(sweep_interval_s=0)) as before:
+        await give(before, [CREDITS])
+        await before.charge(CREDITS, 1, key="task")
+    seen, keys_of = count(), store.keys_of
+    monkeypatch.setattr(store, "keys_of", lambda table, ops: keys_of(table, ops) if next(seen) >= 4 else [])
+    async with Ledger(db, LedgerConfig(sweep_interval_s=0, retries=0)) as ledger:
+        assert not (await ledger.charge(CREDITS, 1, key="task")).created
+    assert next(seen) > 4
 
 
 async def test_a_caller_that_goes_while_it_waits_is_taken_out(ledger: Ledger, gate: Gate) -> None:

@@ -358,10 +358,8 @@ class Batcher:
     async def _commit(self, calls: list[_Call], line: _Line) -> None:
         if not line.patient and await self._commit_draft(calls, line):
             return
-        for repeats_left in range(self._bounds.retries, -1, -1):
-            calls = [call for call in calls if not call.answer.done()]
-            if not calls:
-                return
+        repeats_left, claims_left = self._bounds.retries, self._bounds.retries + 1
+        while calls := [call for call in calls if not call.answer.done()]:
             try:
                 write = partial(self._write_in, calls, line)
                 written = await self._db.run(write, retries=self._bounds.retries)
@@ -369,10 +367,12 @@ class Batcher:
                 _doubt(calls, error, line)
                 if not repeats_left:
                     raise
+                repeats_left -= 1
             except UniqueViolation:
                 # Another transaction took a key since it was looked up. Now the key will be found.
-                if not repeats_left:
+                if not claims_left:
                     raise
+                claims_left -= 1
             else:
                 self._see_into_lanes(calls, line, written)
                 return
