@@ -147,6 +147,33 @@ async def test_crowd_of_readers_gathers_once(server: PrivateRedis) -> None:
         assert len(await asyncio.gather(*tasks)) == 8
 
 
+async def test_large_crowd_of_readers_takes_turns(server: PrivateRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who keep asking go as two halves, both on their way at once; a few go together."""
+    async with Redis(server.url, CALM) as redis, Cache(redis) as cache:
+        names = [f"u_{number}" for number in range(64)]
+        users, load = users_of(cache, policy=Policy(local_entries=0)), Loader(**dict.fromkeys(names, "Ann"))
+        await users.get_many_or_load(names, load.many)
+        sent, send = [], redis.call
+
+        def noted(*command: Any, merge: bool = True) -> Awaitable[Any]:
+            sent.append((len(command) - 1, cache._reader._under_way))
+            return send(*command, merge=merge)
+
+        monkeypatch.setattr(redis, "call", noted)
+
+        async def read(number: int, turns: int) -> None:
+            for _ in range(turns):
+                assert await users.get_or_load(f"u_{number}", load) == User(f"u_{number}", "Ann")
+
+        await asyncio.gather(*(read(number, 20) for number in range(64)))
+        assert any(size == 32 and under_way == 2 for size, under_way in sent)
+        assert sum(size for size, _ in sent[-20:]) / 20 < 48
+        sent.clear()
+        for _ in range(12):
+            await asyncio.gather(*(read(number, 1) for number in range(16)))
+        assert [size for size, _ in sent] == [16] * 12
+
+
 async def test_process_that_dies_gives_way(near: FaultyRedis, far: FaultyRedis, clock: ManualClock) -> None:
     """When the lease of a loader that died has run out, who waits loads in its place."""
     config = CacheConfig(lease_s=30)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from daydo_redis.deadline import SLICES, Deadline
+from daydo_redis.deadline import SLICES, Deadline, Pulse
 
 
 async def test_silence_ends_at_the_deadline() -> None:
@@ -28,7 +28,7 @@ async def test_own_pause_costs_one_slice() -> None:
 
 
 async def test_what_is_done_in_time_is_left_alone() -> None:
-    """No timer survives the block, and an exception inside passes through."""
+    """Nothing happens after the block, and an exception inside passes through."""
     with pytest.raises(KeyError), Deadline(0.01):
         raise KeyError
     await asyncio.sleep(0.03)
@@ -80,3 +80,22 @@ async def test_deadline_leaves_no_cancellation_behind() -> None:
     assert task is not None
     assert task.cancelling() == 0
     await asyncio.sleep(0)
+
+
+async def test_deadlines_share_a_pulse_that_rests() -> None:
+    """Each has its whole length, whenever it joins; with nobody counting there is no timer, and it starts again."""
+    pulse = Pulse(0.08)
+
+    async def wait(after_s: float) -> float:
+        await asyncio.sleep(after_s)
+        began = time.perf_counter()
+        with pytest.raises(TimeoutError), Deadline(pulse):
+            await asyncio.Event().wait()
+        return time.perf_counter() - began
+
+    for _ in range(2):
+        waits_s = await asyncio.gather(*(wait(number * 0.007) for number in range(9)))
+        assert all(0.079 < wait_s < 0.4 for wait_s in waits_s)
+        await asyncio.sleep(2 * 0.08 / SLICES)
+        assert not pulse._beating
+        assert not pulse._counting

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from enum import IntEnum
 from typing import Any
 
@@ -11,7 +10,8 @@ import redis.exceptions as driver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daydo_redis.wire import _Answers, pack, pieces
+from daydo_redis import wire
+from daydo_redis.wire import Answers, pack, pieces
 
 
 class Level(IntEnum):
@@ -37,22 +37,14 @@ def sent(answer: Any) -> bytes:
     return b"*%d\r\n%b" % (len(answer), b"".join(map(sent, answer)))
 
 
-async def received(packet: bytes, cuts: list[int], count: int) -> list[Any]:
-    """``count`` answers, read while ``packet`` arrives in pieces."""
-    stream = asyncio.StreamReader()
-
-    async def arrive() -> None:
-        for start, end in zip([0, *cuts], [*cuts, len(packet)], strict=True):
-            stream.feed_data(packet[start:end])
-            await asyncio.sleep(0)
-        stream.feed_eof()
-
-    arriving = asyncio.create_task(arrive())
-    answers = _Answers(stream)
-    try:
-        return [await answers.read() for _ in range(count)]
-    finally:
-        await arriving
+def received(packet: bytes, cuts: list[int]) -> list[Any]:
+    """The answers in ``packet``, read while it arrives in pieces."""
+    reading = Answers()
+    return [
+        answer
+        for start, end in zip([0, *cuts], [*cuts, len(packet)], strict=True)
+        for answer in reading.feed(packet[start:end])
+    ]
 
 
 @settings(max_examples=150, deadline=None)
@@ -61,22 +53,51 @@ def test_answers_arrive_in_any_pieces(answers: list[Any], data: st.DataObject) -
     """Texts with line ends in them, nothing, numbers and arrays in arrays, cut anywhere, come out as they went in."""
     packet = b"".join(map(sent, answers))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(packet)), max_size=12)))
-    assert asyncio.run(received(packet, cuts, len(answers))) == answers
+    assert received(packet, cuts) == answers
 
 
-async def test_errors_stand_among_answers() -> None:
+def test_errors_stand_among_answers() -> None:
     """An error in an array is one of its answers, and what follows is read after it."""
-    [answer] = await received(b"*4\r\n$1\r\na\r\n-ERR no\r\n*-1\r\n$1\r\nb\r\n", [], 1)
+    [answer] = received(b"*4\r\n$1\r\na\r\n-ERR no\r\n*-1\r\n$1\r\nb\r\n", [])
     assert (answer[0], answer[2:]) == (b"a", [None, b"b"])
     assert isinstance(answer[1], driver.ResponseError)
 
 
-async def test_connection_that_ends_inside_an_array_is_lost() -> None:
-    """Half an array is no array, wherever it was cut."""
-    packet = sent([b"abc", None, b"x" * 20, 7])
+def test_half_an_answer_is_none() -> None:
+    """Wherever it was cut, there is no answer before its last byte; and then nothing is left over."""
+    packet = sent([b"abc", None, [b"x" * 20, 7], b"end"])
     for end in range(len(packet)):
-        with pytest.raises(driver.ConnectionError):
-            await received(packet[:end], [], 1)
+        reading = Answers()
+        assert reading.feed(packet[:end]) == []
+        assert reading.begun or not end
+        assert len(reading.feed(packet[end:])) == 1
+        assert not reading.begun
+
+
+def test_what_is_no_answer_is_refused() -> None:
+    """A line of another protocol, and a length that is none, end the reading instead of being taken for something."""
+    for said in (b"HTTP/1.1 400\r\n", b"$x\r\n", b"*1.5\r\n", b":\r\n"):
+        with pytest.raises(driver.InvalidResponse):
+            Answers().feed(said)
+
+
+def test_long_answers_cost_what_they_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text in thousands of pieces is put together once; arrays in arrays are not cut up again for each of them."""
+    looked: list[int] = []
+    read, texts = Answers._read, wire._texts
+    monkeypatch.setattr(Answers, "_read", lambda self, buffer: looked.append(len(buffer)) or read(self, buffer))
+    monkeypatch.setattr(wire, "_texts", lambda buffer, count: looked.append(len(buffer)) or texts(buffer, count))
+
+    packet = sent(bytes(2_000_000))
+    assert received(packet, list(range(0, 2_000_000, 1_000))) == [bytes(2_000_000)]
+    assert sum(looked) < 2 * len(packet)
+
+    entries = [[b"%d" % number, [b"field", b"value"]] for number in range(2_000)]
+    packet = sent(entries)
+    for cuts in ([], list(range(0, len(packet), 700))):
+        looked.clear()
+        assert received(packet, cuts) == [entries]
+        assert sum(looked) < 3 * len(packet)
 
 
 def test_words_arrive_as_they_read() -> None:

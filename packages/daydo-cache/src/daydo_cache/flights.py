@@ -104,7 +104,7 @@ _WAITING = _Waiting()
 
 
 class Flights(Generic[T]):
-    """All loads of one space."""
+    """All loads of one space; ``under_way`` is read directly on the hot path."""
 
     def __init__(
         self,
@@ -124,14 +124,14 @@ class Flights(Generic[T]):
         self._counts = counts
         self._spawn = spawn
         self._slots = asyncio.Semaphore(policy.loads_max)
-        self._under_way: dict[str, Flight[T]] = {}
+        self.under_way: dict[str, Flight[T]] = {}
         self._failures: dict[str, Failure] = {}
 
     # -- who asks ------------------------------------------------------------------------------------------------
 
     def joinable(self, key: str) -> Flight[T] | None:
         """The load of ``key`` under way, if what it will bring is young enough for who asks now."""
-        flight = self._under_way.get(key)
+        flight = self.under_way.get(key)
         if flight is None or flight.future.done():
             return None
         return flight if self._shelf.link.vouches(flight.began_s, self._timeline.now_s()) else None
@@ -154,7 +154,7 @@ class Flights(Generic[T]):
         for key, (asked, sight) in wanted.items():
             flight = self.joinable(key)
             if flight is None:
-                flight = fresh[key] = self._under_way[key] = Flight(asked, sight, self._timeline.now_s())
+                flight = fresh[key] = self.under_way[key] = Flight(asked, sight, self._timeline.now_s())
             flights[key] = flight
         if fresh:
             # Not at the end of the task itself: one that is cancelled before its first turn never runs at all.
@@ -163,15 +163,15 @@ class Flights(Generic[T]):
 
     def void(self, key: str) -> None:
         """What is under way is not to be joined any more, and an old failure says nothing."""
-        self._under_way.pop(key, None)
+        self.under_way.pop(key, None)
         self._failures.pop(key, None)
 
     def part(self) -> None:
         """Nothing that is under way is to be joined any more: its tags are known when it lands."""
-        self._under_way.clear()
+        self.under_way.clear()
 
     def void_all(self) -> None:
-        self._under_way.clear()
+        self.under_way.clear()
         self._failures.clear()
 
     # -- a flight ------------------------------------------------------------------------------------------------
@@ -194,8 +194,8 @@ class Flights(Generic[T]):
 
     def _over(self, flights: dict[str, Flight[T]]) -> None:
         for key, flight in flights.items():
-            if self._under_way.get(key) is flight:
-                del self._under_way[key]
+            if self.under_way.get(key) is flight:
+                del self.under_way[key]
             flight.crash(Draining())  # only those that nobody has settled: the task was cancelled
 
     async def _each(self, works: Any) -> list[Any]:

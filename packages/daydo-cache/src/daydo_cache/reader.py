@@ -5,6 +5,9 @@ gives up takes nobody along. That costs a turn of the loop; so where nothing els
 company either, a read goes out at once, as a GET in its own caller. Somebody else's key of another type reads as
 nothing, as does a key that is not there.
 
+A crowd is sent as two halves, if they are large enough: while one half is on its way to Redis and back, the answers of
+the other are judged and its callers go on, so that neither end of the wire waits for the other.
+
 A cluster answers an MGET only for keys of one slot. The first one it refuses tells us, and from then on every key is
 asked for by itself; :class:`daydo_redis.Redis` still makes one packet per node of them.
 """
@@ -12,9 +15,9 @@ asked for by itself; :class:`daydo_redis.Redis` still makes one packet per node 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from functools import partial
-from itertools import islice, repeat
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from itertools import repeat
 from typing import Any, TypeVar
 
 from daydo_redis import Redis, RedisCommandFailed, RedisError
@@ -27,6 +30,9 @@ Waiter = asyncio.Future[Sight[Any]]
 Crowd = dict[Shelf[Any], dict[str, list[Waiter]]]  # who waits for which key
 Seen = list[list[Sight[Any]]]  # of each shelf its keys, in their order
 
+HALF_MIN = 16  # callers: for fewer of them a packet more costs more than there is to hide behind it
+DEPARTURES = 8  # that tell how many callers there are
+
 
 class Reader:
     """``spawn`` runs a task of the noun. What Redis does not say, being away, is seen as :data:`AWAY`."""
@@ -36,7 +42,7 @@ class Reader:
         redis: Redis,
         merge_max: int,
         now_s: Callable[[], float],
-        spawn: Callable[[Coroutine[Any, Any, Seen], str], asyncio.Task[Seen]],
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
         self._redis = redis
         self._merge_max = merge_max
@@ -47,6 +53,8 @@ class Reader:
         self._several = False
         self._crowded = False
         self._under_way = 0
+        self._travelling = 0  # callers whose crowds have departed
+        self._lately: deque[int] = deque([0], maxlen=DEPARTURES)  # how many that were when the last ones did
 
     def look(self, shelf: Shelf[T], key: str) -> Awaitable[Sight[T]]:
         """What Redis has of ``key``, when awaited; do that at once. (No coroutine: there are many.)"""
@@ -55,7 +63,7 @@ class Reader:
             if not (self._crowded or self._under_way):
                 return self._look_alone(shelf, key)
             crowd = self._form()
-        waiter: Waiter = self._make_waiter()
+        waiter: Waiter = asyncio.Future(loop=self._loop)
         waiting = crowd.get(shelf)
         if waiting is None:
             crowd[shelf] = {key: [waiter]}
@@ -65,7 +73,7 @@ class Reader:
             waiting[key] = [waiter]
         self._room -= 1
         if not self._room:
-            self._forming = None  # full; its task takes it along when its turn comes
+            self._part_from(crowd)  # full; its task takes it along when its turn comes
         return waiter
 
     async def look_many(self, shelf: Shelf[T], keys: list[str]) -> list[Sight[T]]:
@@ -75,7 +83,17 @@ class Reader:
         return [sight for [sights] in seen for sight in sights]
 
     async def _look_alone(self, shelf: Shelf[T], key: str) -> Sight[T]:
-        [[sight]] = await self._look({shelf: [key]})
+        mark, asked_s = shelf.news.mark, self._now_s()
+        self._under_way += 1
+        try:
+            raw = await self._redis.get(shelf.guard.value_key(key), merge=False)
+        except RedisError:
+            return AWAY
+        finally:
+            self._under_way -= 1
+        sight = shelf.judge(key, raw, mark, asked_s)
+        if sight is None:
+            [sight] = await shelf.accept([key], [raw], mark, asked_s)
         return sight
 
     def _form(self) -> Crowd:
@@ -83,34 +101,39 @@ class Reader:
         crowd: Crowd = {}
         self._forming = crowd
         self._room = self._merge_max
-        self._make_waiter = asyncio.get_running_loop().create_future
+        if not self._under_way:
+            # They come all at once: as halves they take turns from now on. Not as many as travel in this moment, for
+            # who was answered just now is on the way back.
+            self._room = min(max((max(self._lately) + 1) // 2, HALF_MIN), self._merge_max)
+        self._loop = asyncio.get_running_loop()
         # Not at the end of the task itself: one that is cancelled before its first turn never runs at all.
-        self._spawn(self._answer(crowd), "read").add_done_callback(partial(self._tell, crowd))
+        self._spawn(self._answer(crowd), "read").add_done_callback(lambda _: self._lose(crowd))
         return crowd
-
-    async def _answer(self, crowd: Crowd) -> Seen:
-        self._part_from(crowd)
-        if not (self._crowded and self._under_way):
-            # One that has lost its crowd does not end it.
-            waiting = [waiters for part in crowd.values() for waiters in part.values()]
-            self._crowded = sum(not waiter.done() for waiters in waiting for waiter in waiters) > 1
-        return await self._look(crowd)
 
     def _part_from(self, crowd: Crowd) -> None:
         """Nobody joins it any more."""
         if self._forming is crowd:
             self._forming = None
 
-    def _tell(self, crowd: Crowd, task: asyncio.Task[Seen]) -> None:
-        """What was seen; nothing, if the task was cancelled or met a fault of ours (which is logged)."""
+    async def _answer(self, crowd: Crowd) -> None:
         self._part_from(crowd)
-        lost = task.cancelled() or task.exception() is not None
-        seen = repeat(repeat(AWAY)) if lost else task.result()
-        for waiting, sights in zip(crowd.values(), seen, strict=False):
-            for waiters, sight in zip(waiting.values(), sights, strict=False):
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_result(sight)
+        groups = [waiters for part in crowd.values() for waiters in part.values()]
+        if not (self._crowded and self._under_way):
+            # One that has lost its crowd does not end it.
+            self._crowded = sum(not waiter.done() for waiters in groups for waiter in waiters) > 1
+        size = sum(map(len, groups))
+        self._travelling += size
+        self._lately.append(self._travelling)
+        try:
+            seen = await self._look(crowd)
+        finally:
+            self._travelling -= size
+        _tell(crowd, seen)
+
+    def _lose(self, crowd: Crowd) -> None:
+        """Its task is over. Who was told nothing (the task was cancelled, or met a fault of ours) has seen nothing."""
+        self._part_from(crowd)
+        _tell(crowd, repeat(repeat(AWAY)))
 
     async def _look(self, asked: Mapping[Shelf[Any], Collection[str]]) -> Seen:
         """What Redis has of these keys of each shelf: read in one go."""
@@ -118,14 +141,12 @@ class Reader:
         marks, asked_s = [shelf.news.mark for shelf in asked], self._now_s()
         self._under_way += 1
         try:
-            values = iter(
-                await self._read([key for shelf, keys in asked.items() for key in shelf.guard.value_keys(keys)])
-            )
-            parts = [list(islice(values, len(keys))) for keys in asked.values()]
-            return [
-                await shelf.accept(keys, part, mark, asked_s)
-                for (shelf, keys), part, mark in zip(asked.items(), parts, marks, strict=True)
-            ]
+            values = await self._read([key for shelf, keys in asked.items() for key in shelf.guard.value_keys(keys)])
+            seen, end = [], 0
+            for (shelf, keys), mark in zip(asked.items(), marks, strict=True):
+                begin, end = end, end + len(keys)
+                seen.append(await shelf.accept(keys, values[begin:end], mark, asked_s))
+            return seen
         except RedisError:
             return [[AWAY] * len(keys) for keys in asked.values()]
         finally:
@@ -142,3 +163,13 @@ class Reader:
             else:
                 return values
         return list(await asyncio.gather(*map(self._redis.get, keys)))
+
+
+def _tell(crowd: Crowd, seen: Iterable[Iterable[Sight[Any]]]) -> None:
+    """Each its sight; once."""
+    for waiting, sights in zip(crowd.values(), seen, strict=False):
+        for waiters, sight in zip(waiting.values(), sights, strict=False):
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(sight)
+    crowd.clear()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -27,7 +27,7 @@ T = TypeVar("T")
 TagsOf = Callable[[str, T], Iterable[str]]
 
 
-class Sight(msgspec.Struct, Generic[T], frozen=True, eq=False):
+class Sight(msgspec.Struct, Generic[T], frozen=True, eq=False, gc=False):
     """What looking for a value has shown.
 
     ``held``: a good one, fresh or within its grace. ``seen``: the digits of what is in Redis, good or not. ``away``:
@@ -81,19 +81,18 @@ class Shelf(Generic[T]):
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def accept(
-        self, keys: Iterable[str], values: Iterable[bytes | None], mark: int, asked_s: float
+        self, keys: Collection[str], values: Sequence[bytes | None], mark: int, asked_s: float
     ) -> list[Sight[T]]:
         """What Redis had under ``keys`` when it was asked at ``asked_s``; kept in memory where it is good.
 
         A value with a tag of which Redis does not say when it was invalidated is not taken for good.
         """
-        answers = list(zip(keys, values, strict=True))
-        sights = self._judge_all(answers, mark, asked_s)
+        sights = self._judge_all(keys, values, mark, asked_s)
         if None in sights:
-            await self._ask_tags([raw for _, raw in answers if raw is not None])
+            await self._ask_tags([raw for raw in values if raw is not None])
             sights = [
                 Sight(seen=(raw or b"")[:DIGITS]) if sight is None else sight
-                for (_, raw), sight in zip(answers, self._judge_all(answers, mark, asked_s), strict=True)
+                for raw, sight in zip(values, self._judge_all(keys, values, mark, asked_s), strict=True)
             ]
         return cast("list[Sight[T]]", sights)
 
@@ -112,9 +111,19 @@ class Shelf(Generic[T]):
         with contextlib.suppress(RedisError):
             await self.tags.ask((tag,))
 
-    def _judge_all(self, answers: list[tuple[str, bytes | None]], mark: int, asked_s: float) -> list[Sight[T] | None]:
+    def _judge_all(
+        self, keys: Collection[str], values: Sequence[bytes | None], mark: int, asked_s: float
+    ) -> list[Sight[T] | None]:
+        own_us, judge = self.tags.barrier(self._own_tags), self._judge
+        return [
+            NOTHING if raw is None else judge(key, raw, own_us, mark, asked_s)
+            for key, raw in zip(keys, values, strict=True)
+        ]
+
+    def judge(self, key: str, raw: bytes | None, mark: int, asked_s: float) -> Sight[T] | None:
+        """One value as :meth:`accept` does it; None if that has to ask for its tags."""
         own_us = self.tags.barrier(self._own_tags)
-        return [NOTHING if raw is None else self._judge(key, raw, own_us, mark, asked_s) for key, raw in answers]
+        return NOTHING if raw is None else self._judge(key, raw, own_us, mark, asked_s)
 
     def _judge(self, key: str, raw: bytes, own_us: int | None, mark: int, asked_s: float) -> Sight[T] | None:
         """None if its tags are not known; ``own_us`` is the barrier of the one that all values here carry."""

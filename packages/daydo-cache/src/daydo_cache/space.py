@@ -56,6 +56,7 @@ class Space(Generic[T]):
         self._cache = cache
         self._shelf = shelf
         self._flights = flights
+        self._under_way = flights.under_way
         self._counts = counts
         self._existing = existing
         self._link = shelf.link
@@ -96,7 +97,7 @@ class Space(Generic[T]):
         name = text_of(key)
         if (held is not None or name is not key) and (held := self._in_memory(name)) is not None:
             return self._shelf.value(held)
-        if (flight := self._flights.joinable(name)) is not None:
+        if name in self._under_way and (flight := self._flights.joinable(name)) is not None:
             return self._shelf.value(await self._join(flight))
         sight: Sight[T] = AWAY
         if not self._pending.covers(self.name, name):

@@ -16,7 +16,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import redis.exceptions as driver
@@ -27,11 +27,11 @@ from daydo_kernel import DaydoError, Metrics
 from .breaker import Breaker
 from .call import Call
 from .config import RedisConfig
-from .deadline import Deadline
+from .deadline import Deadline, Pulse
 from .errors import RedisCommandFailed, RedisFull, RedisTimeout, RedisUnavailable
 from .merge import Merge
 from .roads import Road
-from .wire import ASKING, Argument, answers_of, pieces, text
+from .wire import ASKING, Argument, exchange, text
 
 SCRIPTS_MAX = 10_000  # that a server is believed to know
 _OUTCOMES = ("ok", "failed", "timeout", "unavailable", "refused", "cancelled")
@@ -71,6 +71,7 @@ class Calls:
         self._road = road
         self.slots = asyncio.Semaphore(self._config.pool_size)
         self._quiet = asyncio.Event()
+        self._pulse = Pulse(self._config.command_timeout_s)
         self._merge.open(road.place, spawn)
 
     async def drained(self) -> None:
@@ -144,7 +145,7 @@ class Calls:
             return
         answered: bool | None = None
         try:
-            with Deadline(self._config.command_timeout_s):
+            with Deadline(self._pulse):
                 answered = await self._rounds(calls)
         except (TimeoutError, driver.TimeoutError) as error:  # the driver's: a client of the caller's is less patient
             answered = False
@@ -163,33 +164,31 @@ class Calls:
                 self._repeated.inc(len(calls))
                 pause_s = self._config.retry_pause_s * 2 ** (turn - 1)
                 await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 (the whole fleet repeats right now)
-            answered = await self._round(calls)
+            answered = await (self._round(calls) if self._road.several else self._exchange(None, calls))
             calls = [call for call in calls if not call.settled and not call.abandoned]
-            if not calls or all(isinstance(call.trouble, _FINAL) for call in calls):
+            if not calls:
+                return answered
+            if all(isinstance(call.trouble, _FINAL) for call in calls):
                 break
         for call in calls:
             call.fail(_unavailable(call.trouble), call.trouble)
         return answered
 
     async def _round(self, calls: list[Call]) -> bool | None:
+        """``calls``, each to its server."""
         try:
             await self._road.ready()
         except _LOST as error:
             for call in calls:
                 call.trouble = error
             return False
-        answered: bool | None = None
-        for place, group in self._by_place(calls):
-            answered = await self._exchange(place, group)
-        return answered
-
-    def _by_place(self, calls: list[Call]) -> Iterable[tuple[str | None, list[Call]]]:
-        if len(calls) == 1 or not self._road.several:
-            return ((self._road.place(calls[0]), calls),)
         groups: dict[str | None, list[Call]] = {}
         for call in calls:
             groups.setdefault(self._road.place(call), []).append(call)
-        return groups.items()
+        answered: bool | None = None
+        for place, group in groups.items():
+            answered = await self._exchange(place, group)
+        return answered
 
     async def _exchange(self, place: str | None, calls: list[Call]) -> bool | None:
         try:
@@ -199,6 +198,9 @@ class Calls:
         except (driver.RedisError, OSError) as error:
             return await self._not_sent(place, calls, error)
         try:
+            if connection.health_check_interval:
+                check: Callable[[], Awaitable[None]] = connection.check_health
+                await check()  # the driver's own PING, of which it reads the answer itself
             unknown = calls
             while unknown:
                 unknown = await self._talk(place, connection, unknown)
@@ -234,15 +236,18 @@ class Calls:
 
     async def _talk(self, place: str | None, connection: AbstractConnection, calls: list[Call]) -> list[Call]:
         """Send and read; gives back the calls whose script the server does not know."""
-        for number, piece in enumerate(pieces([self._packet(place, call) for call in calls])):
-            # The driver's health check reads an answer: before the first piece that is its own, later it is ours.
-            await connection.send_packed_command(piece, check_health=number == 0)
-        read = answers_of(connection)
-        unknown = []
+        packets: list[bytes] = []
+        answering: list[Call | None] = []
+        unknown: list[Call] = []
         for call in calls:
-            if call.asking:
-                await read()
-            answer = await read()
+            packets.append(self._packet(place, call))
+            answering += (None, call) if call.asking else (call,)
+        answering.reverse()
+
+        def take(answer: Any) -> None:
+            call = answering.pop()
+            if call is None:
+                return
             if not isinstance(answer, Exception):
                 call.answer(answer)
             elif isinstance(answer, driver.NoScriptError) and call.lua is not None and not call.told:
@@ -253,6 +258,8 @@ class Calls:
                 self._road.redirect(call, answer)
             else:
                 call.fail(_refused(call, answer), answer)
+
+        await exchange(connection, packets, len(answering), take)
         return unknown
 
     def _packet(self, place: str | None, call: Call) -> bytes:

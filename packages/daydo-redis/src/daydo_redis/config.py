@@ -17,7 +17,8 @@ class RedisConfig(Config, frozen=True, kw_only=True):
     away with TLS and a password a first call takes 100 ms, being five round trips).
 
     Attributes:
-        command_timeout_s: one call, from the moment it has a slot until its answer, connecting included.
+        command_timeout_s: one call, from the moment it has a slot until its answer, connecting included; counted in
+            sixteenths, of which the one that has begun already is free.
         subscribe_timeout_s: entering a subscription, connecting included.
         pool_size: calls under way at once, and so connections for them. More calls wait.
         pool_wait_s: how long a call waits for its slot before ``RedisUnavailable``.
