@@ -528,7 +528,7 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Commits]:
     commits.answered.set()
 
 
-LEAVING = LedgerConfig(drain_s=0.0, sweep_interval_s=0)
+LEAVING = LedgerConfig(drain_s=0.0, sweep_interval_s=0, audit_interval_s=0)
 
 
 async def test_leaving_waits_for_a_commit_that_is_on_its_way(db: Database, commits: Commits) -> None:
@@ -575,18 +575,18 @@ async def test_a_block_that_ends_while_the_ledger_is_left_hears_that_it_was_char
     db: Database, commits: Commits
 ) -> None:
     """Its confirm is committed, and its answer comes after all else was stopped."""
-    over = asyncio.Event()
+    begun, over = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
         async with ledger.hold(CREDITS, 4, key="task"):
+            begun.set()
             await over.wait()
 
     ledger = Ledger(db, LEAVING)
     async with ledger:
         await give(ledger, [CREDITS])
         call = asyncio.create_task(work())
-        while not (await db.query("SELECT 1 FROM daydo_quota_hold")).rows:  # noqa: ASYNC110 - another task makes it
-            await asyncio.sleep(0)
+        await begun.wait()
         over.set()
         await commits.wait()
         leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
