@@ -520,6 +520,14 @@ class Commits:
         self.delayed = True
         await self.done.wait()
 
+    async def answer_while_left(self, ledger: Ledger) -> None:
+        """Leave ``ledger``; the answers come when all else in it has been stopped."""
+        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self.answered.set()
+        await leaving
+
 
 @pytest.fixture
 def commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Commits]:
@@ -538,11 +546,7 @@ async def test_leaving_waits_for_a_commit_that_is_on_its_way(db: Database, commi
         await give(ledger, [CREDITS])
         call = asyncio.create_task(ledger.reserve(CREDITS, 4, key="task"))
         await commits.wait()
-        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        commits.answered.set()
-        await leaving
+        await commits.answer_while_left(ledger)
         assert (await call).created
 
 
@@ -560,11 +564,7 @@ async def test_a_block_waits_for_a_commit_that_is_on_its_way(db: Database, commi
         await give(ledger, [CREDITS])
         call = asyncio.create_task(work())
         await commits.wait()
-        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        commits.answered.set()
-        await leaving
+        await commits.answer_while_left(ledger)
         with pytest.raises(LedgerLeft):
             await call
         assert begun
@@ -589,11 +589,7 @@ async def test_a_block_that_ends_while_the_ledger_is_left_hears_that_it_was_char
         await begun.wait()
         over.set()
         await commits.wait()
-        leaving = asyncio.create_task(ledger.__aexit__(None, None, None))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        commits.answered.set()
-        await leaving
+        await commits.answer_while_left(ledger)
         await call
     assert (await db.query("SELECT phase FROM daydo_quota_hold")).rows == [("confirmed",)]
 
@@ -608,8 +604,9 @@ async def test_a_commit_that_outlasts_leaving_is_said_to_be_unknown(
     async def work() -> None:
         if how == "a call":
             await ledger.reserve(CREDITS, 4, key="task")
-        async with ledger.hold(CREDITS, 4, key="task"):
-            pass
+        else:
+            async with ledger.hold(CREDITS, 4, key="task"):
+                pass
 
     ledger = Ledger(db, LEAVING)
     async with ledger:

@@ -3,16 +3,16 @@
 Theory
 ------
 The caller's task may be cancelled at any moment, and a hold that nobody settles keeps its units until its timeout. So
-what is asked of the database runs in tasks of the ledger's, and the caller only waits for them:
+what is asked of the database runs in tasks of its own, and the caller only waits for them:
 
 *Reserving* goes on when its caller is cancelled. Only its answer tells whether the hold was made, and by this call; if
 so it is cancelled, before the cancellation goes on.
 
-*Leaving* the ledger does not cancel those tasks. It ends them: the batcher answers all whom it no longer serves, and
-only it knows of whom something was written.
-
 *Settling* goes on, too. A caller that is cancelled once waits for its end; one that is cancelled again does not, and
 then leaving the ledger does. Errors that no caller is left to hear of are logged.
+
+*Leaving* the ledger does not cancel those tasks. It ends them: the batcher answers all whom it no longer serves, and
+only it knows of whom something was written.
 """
 
 from __future__ import annotations
