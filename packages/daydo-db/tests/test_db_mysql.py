@@ -312,6 +312,17 @@ async def test_an_unanswered_commit_stays_unknown_whatever_is_made_of_it(databas
     assert (tries, await balances(db)) == (1, [1, 0])
 
 
+async def test_a_commit_keeps_its_time_also_where_nothing_goes_with_it(db: Database) -> None:
+    """The answer is not read; a statement would wait for it for half a minute."""
+    began_s = asyncio.get_running_loop().time()
+    with pytest.raises(CommitUnknown):
+        async with db.transaction() as tx:
+            await add(tx, 1)
+            tx._connection._wire._transport.pause_reading()  # type: ignore[attr-defined]
+            await tx.execute_all([], commit_within_s=0.1)
+    assert asyncio.get_running_loop().time() - began_s < 10
+
+
 async def test_an_unanswered_statement_of_its_own_is_unknown_too(database_url: str, db: Database) -> None:
     """Autocommit is a COMMIT in the same packet."""
     async with cut_at(b"UPDATE", database_url, True) as url, Database(url) as far:
