@@ -9,6 +9,7 @@ import pytest
 from cache_loaders import PATIENT, Loader, User, caught_up, counted, users_of
 
 from daydo_cache import BadKey, Cache, CacheConfig, Policy
+from daydo_cache.memory import Held
 from daydo_cache.testing import FaultyRedis
 from daydo_db import Database
 from daydo_kernel.testing import ManualClock
@@ -79,7 +80,7 @@ async def test_read_under_way_is_not_kept(near: FaultyRedis, far: FaultyRedis, d
         if not deaf:
             await eventually(lambda: here._shelf.news.mark > mark)
         [sight] = await here._shelf.accept(["u_7"], [raw], mark, asked_s)
-        assert sight.held is not None
+        assert isinstance(sight, Held)
         assert bool(here._shelf.memory.entries) is deaf
 
 

@@ -9,8 +9,9 @@ from cache_loaders import Loader, counted, users_of
 
 from daydo_cache import Cache, CacheConfig, Policy
 from daydo_cache.testing import FaultyRedis, stampede
-from daydo_kernel import NotStarted
+from daydo_kernel import Draining, NotStarted
 from daydo_redis import Redis
+from daydo_redis.testing import eventually
 
 
 async def test_not_entered_says_so() -> None:
@@ -46,6 +47,21 @@ async def test_no_task_outlives_it(near: FaultyRedis) -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     left = [task for task in asyncio.all_tasks() if task.get_name().startswith("Cache") or "in_turn" in repr(task)]
     assert left == []
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+async def test_left_while_redis_is_asked_starts_no_load(near: FaultyRedis, crowded: bool) -> None:
+    """Who still waits for Redis when the cache is left is told so: no load begins in a cache that has ended."""
+    load = Loader(u_7="Ann")
+    async with Cache(near) as cache:
+        users, cache._reader._crowded = users_of(cache), crowded
+        near.hold()
+        waiting = asyncio.create_task(users.get_or_load("u_7", load))
+        await eventually(lambda: cache._reader._under_way == 1)
+    near.release()
+    with pytest.raises(Draining):
+        await waiting
+    assert load.asked == []
 
 
 async def test_health_tells_figures(cache: Cache) -> None:

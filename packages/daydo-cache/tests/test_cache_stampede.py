@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 import pytest
-from cache_loaders import Loader, User, users_of
+from cache_loaders import Loader, User, counted, users_of
 
 from daydo_cache import Cache, CacheConfig, LoadTimeout, Policy
 from daydo_cache.testing import FaultyRedis, stampede
@@ -256,3 +256,16 @@ async def test_leaving_ends_what_is_under_way(near: FaultyRedis) -> None:
         await load.reached.wait()
     with pytest.raises(Draining):
         await task
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+async def test_readers_ask_for_tags_that_are_not_known(near: FaultyRedis, crowded: bool) -> None:
+    """After a gap in the news nobody knows when a tag was invalidated: who reads asks for that, and does not load."""
+    async with Cache(near) as cache:
+        users, load = users_of(cache, policy=Policy(local_entries=0)), Loader(a="Ann", b="Bea")
+        await users.get_many_or_load(["a", "b"], load.many)
+        cache._tags.forget()
+        cache._reader._crowded = crowded
+        await asyncio.gather(*(users.get_or_load(key, load) for key in ("a", "b")))
+        assert counted(cache.metrics, "reads_total", "user", "redis") == 2
+        assert load.asked == [["a", "b"]]

@@ -98,4 +98,4 @@ async def test_deadlines_share_a_pulse_that_rests() -> None:
         assert all(0.079 < wait_s < 0.4 for wait_s in waits_s)
         await asyncio.sleep(2 * 0.08 / SLICES)
         assert not pulse._beating
-        assert not pulse._counting
+        assert not pulse.counting

@@ -197,7 +197,7 @@ async def test_cancelled_calls_leave_the_pool_whole(server: PrivateRedis, merge_
 async def test_woken_and_cancelled_waiter_passes_its_turn_on(server: PrivateRedis) -> None:
     """A waiter cancelled in the moment a slot is given to it does not take the slot with it."""
     async with Redis(server.url, RedisConfig(pool_size=1, pool_wait_s=SHORT_S)) as redis:
-        assert await redis._calls._take_slot()
+        assert await redis._calls._wait_for_slot()
         woken, next_one = asyncio.create_task(redis.get("k")), asyncio.create_task(redis.get("k"))
         await asyncio.sleep(0.01)
         redis._calls.slots.release()

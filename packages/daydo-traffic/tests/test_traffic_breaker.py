@@ -195,6 +195,33 @@ def test_config_that_never_opens() -> None:
         BreakerConfig(window_calls=5, calls_min=6)
 
 
+async def test_good_calls_weigh_after_many_of_them(clock: ManualClock) -> None:
+    """A window full of good calls is not the end of counting: failures weigh against those good ones alone that are
+    in it, and leave it behind later ones.
+    """
+    breaker = Breaker("vendor", CONFIG, clock=clock)
+    for _ in range(3):
+        for _ in range(12):
+            await breaker.call(well)
+        await fail(breaker, 4)
+        assert breaker.state is State.CLOSED, "four of ten"
+    await fail(breaker)
+    assert breaker.state is State.OPEN
+
+
+async def test_good_calls_are_timed_where_time_counts(clock: ManualClock) -> None:
+    """In a window of seconds good calls weigh for as long as it is, and no longer."""
+    breaker = Breaker("vendor", BreakerConfig(window="time", window_s=10, calls_min=4), clock=clock)
+    for _ in range(6):
+        await breaker.call(well)
+    clock.advance(5)
+    await fail(breaker, 5)
+    assert breaker.state is State.CLOSED, "five of eleven"
+    clock.advance(5)
+    await fail(breaker)
+    assert breaker.state is State.OPEN, "six of six"
+
+
 class Machine(RuleBasedStateMachine):
     """The breaker beside a deque and three variables."""
 

@@ -73,7 +73,7 @@ class Cache(Part):
         self._link = Link(redis, config, self._timeline, self._origin, self._hear, self._lost)
         self._tags = Tags(redis, config, self._timeline, self._link, self._origin, self._told)
         self._pending = Pending(config.pending_max, self._tags.distrust)
-        self._reader = Reader(redis, config.merge_max, self._timeline.now_s, self._spawn)
+        self._reader = Reader(redis, config.merge_max, self._timeline.now_s, self._spawn, self._require_started)
         self._locks = Locks(redis, config, self._counts.locks, self._spawn)
         self._background: set[asyncio.Task[Any]] = set()
         up = self.metrics.gauge("link_up", "1 while news of invalidations are known to arrive.", merge="sum")

@@ -25,7 +25,8 @@ from .counts import SpaceCounts
 from .errors import LoadFailed, LoadTimeout
 from .guard import Claim, Guard, Lease
 from .memory import Held
-from .shelf import Shelf, Sight
+from .record import digits
+from .shelf import Missing, Shelf, Sight
 
 K = TypeVar("K", bound=str | int)
 T = TypeVar("T")
@@ -51,9 +52,9 @@ class Flight(Generic[T]):
 
     def __init__(self, asked: object, sight: Sight[T], began_s: float) -> None:
         self.asked = asked
-        self.held = sight.held
-        self.seen = sight.seen
-        self.away = sight.away
+        self.held = sight if isinstance(sight, Held) else None
+        self.seen = sight.seen if isinstance(sight, Missing) else digits(sight.loaded_us)
+        self.away = isinstance(sight, Missing) and sight.away
         self.began_s = began_s
         self.future: asyncio.Future[Held[T]] = asyncio.get_running_loop().create_future()
         self.future.add_done_callback(self._ended)
@@ -230,8 +231,8 @@ class Flights(Generic[T]):
             if claim.value is None:
                 return claim
             [sight] = await self._shelf.accept([key], [claim.value], mark, asked_s)
-            if sight.held is not None:
-                flight.land(sight.held)
+            if isinstance(sight, Held):
+                flight.land(sight)
                 return claim
             flight.seen = sight.seen
 

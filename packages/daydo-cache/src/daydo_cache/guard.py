@@ -10,7 +10,7 @@ from daydo_redis import Redis
 
 from . import scripts
 from .config import CacheConfig
-from .record import DIGITS
+from .record import digits
 
 
 class Lease(NamedTuple):
@@ -85,7 +85,7 @@ class Guard:
         """Store what was loaded; False if the right to do so was lost."""
         stored = await self._fill(
             keys=[self.value_key(key), self._guard_key(key)],
-            args=[self._now(), self._version, lease.token, _millis(life_s), b"%0*d%b" % (DIGITS, lease.since_us, body)],
+            args=[self._now(), self._version, lease.token, _millis(life_s), digits(lease.since_us) + body],
         )
         return bool(stored)
 

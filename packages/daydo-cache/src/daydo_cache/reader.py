@@ -22,20 +22,43 @@ from typing import Any, TypeVar
 
 from daydo_redis import Redis, RedisCommandFailed, RedisError
 
-from .shelf import AWAY, Shelf, Sight
+from .shelf import AWAY, UNKNOWN, Shelf, Sight
 
 T = TypeVar("T")
 
 Waiter = asyncio.Future[Sight[Any]]
-Crowd = dict[Shelf[Any], dict[str, list[Waiter]]]  # who waits for which key
+Asked = dict[Shelf[Any], dict[str, list[Waiter]]]  # who waits for which key
 Seen = list[list[Sight[Any]]]  # of each shelf its keys, in their order
 
 HALF_MIN = 16  # callers: for fewer of them a packet more costs more than there is to hide behind it
 DEPARTURES = 8  # that tell how many callers there are
 
 
+class Crowd:
+    """Who asks together: ``size`` callers, at most ``room``."""
+
+    __slots__ = ("asked", "room", "size")
+
+    def __init__(self, room: int) -> None:
+        self.asked: Asked = {}
+        self.room = room
+        self.size = 0
+
+    def tell(self, seen: Iterable[Iterable[Sight[Any]]]) -> None:
+        """Each its sight; once."""
+        for waiting, sights in zip(self.asked.values(), seen, strict=False):
+            for waiters, sight in zip(waiting.values(), sights, strict=False):
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_result(sight)
+        self.asked.clear()
+
+
 class Reader:
-    """``spawn`` runs a task of the noun. What Redis does not say, being away, is seen as :data:`AWAY`."""
+    """``spawn`` runs a task of the noun. What Redis does not say, being away, is seen as :data:`AWAY`.
+
+    ``check`` raises what who asks a noun that does not run has to hear: once for all who ask together.
+    """
 
     def __init__(
         self,
@@ -43,13 +66,14 @@ class Reader:
         merge_max: int,
         now_s: Callable[[], float],
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+        check: Callable[[], None],
     ) -> None:
         self._redis = redis
         self._merge_max = merge_max
         self._now_s = now_s
         self._spawn = spawn
+        self._check = check
         self._forming: Crowd | None = None
-        self._room = 0
         self._several = False
         self._crowded = False
         self._under_way = 0
@@ -60,20 +84,21 @@ class Reader:
         """What Redis has of ``key``, when awaited; do that at once. (No coroutine: there are many.)"""
         crowd = self._forming
         if crowd is None:
+            self._check()
             if not (self._crowded or self._under_way):
                 return self._look_alone(shelf, key)
             crowd = self._form()
         waiter: Waiter = asyncio.Future(loop=self._loop)
-        waiting = crowd.get(shelf)
+        waiting = crowd.asked.get(shelf)
         if waiting is None:
-            crowd[shelf] = {key: [waiter]}
+            crowd.asked[shelf] = {key: [waiter]}
         elif key in waiting:
             waiting[key].append(waiter)
         else:
             waiting[key] = [waiter]
-        self._room -= 1
-        if not self._room:
-            self._part_from(crowd)  # full; its task takes it along when its turn comes
+        crowd.size += 1
+        if crowd.size == crowd.room:
+            self._forming = None  # full; its task takes it along when its turn comes
         return waiter
 
     async def look_many(self, shelf: Shelf[T], keys: list[str]) -> list[Sight[T]]:
@@ -91,20 +116,19 @@ class Reader:
             return AWAY
         finally:
             self._under_way -= 1
-        sight = shelf.judge(key, raw, mark, asked_s)
-        if sight is None:
-            [sight] = await shelf.accept([key], [raw], mark, asked_s)
+        [sight] = shelf.judge((key,), (raw,), mark, asked_s)
+        if sight is UNKNOWN:
+            [sight] = await shelf.accept((key,), (raw,), mark, asked_s)
         return sight
 
     def _form(self) -> Crowd:
         """A crowd that departs when all that is ready now has run."""
-        crowd: Crowd = {}
-        self._forming = crowd
-        self._room = self._merge_max
+        room = self._merge_max
         if not self._under_way:
             # They come all at once: as halves they take turns from now on. Not as many as travel in this moment, for
             # who was answered just now is on the way back.
-            self._room = min(max((max(self._lately) + 1) // 2, HALF_MIN), self._merge_max)
+            room = min(max((max(self._lately) + 1) // 2, HALF_MIN), room)
+        self._forming = crowd = Crowd(room)
         self._loop = asyncio.get_running_loop()
         # Not at the end of the task itself: one that is cancelled before its first turn never runs at all.
         self._spawn(self._answer(crowd), "read").add_done_callback(lambda _: self._lose(crowd))
@@ -117,59 +141,52 @@ class Reader:
 
     async def _answer(self, crowd: Crowd) -> None:
         self._part_from(crowd)
-        groups = [waiters for part in crowd.values() for waiters in part.values()]
         if not (self._crowded and self._under_way):
             # One that has lost its crowd does not end it.
+            groups = [waiters for waiting in crowd.asked.values() for waiters in waiting.values()]
             self._crowded = sum(not waiter.done() for waiters in groups for waiter in waiters) > 1
-        size = sum(map(len, groups))
-        self._travelling += size
+        self._travelling += crowd.size
         self._lately.append(self._travelling)
         try:
-            seen = await self._look(crowd)
+            crowd.tell(await self._look(crowd.asked))
         finally:
-            self._travelling -= size
-        _tell(crowd, seen)
+            self._travelling -= crowd.size
 
     def _lose(self, crowd: Crowd) -> None:
         """Its task is over. Who was told nothing (the task was cancelled, or met a fault of ours) has seen nothing."""
-        self._part_from(crowd)
-        _tell(crowd, repeat(repeat(AWAY)))
+        if crowd.asked:
+            self._part_from(crowd)
+            crowd.tell(repeat(repeat(AWAY)))
 
     async def _look(self, asked: Mapping[Shelf[Any], Collection[str]]) -> Seen:
         """What Redis has of these keys of each shelf: read in one go."""
         # Once for all, and now: what was heard until here had happened before Redis reads.
-        marks, asked_s = [shelf.news.mark for shelf in asked], self._now_s()
+        asked_s = self._now_s()
+        marks: list[int] = []
+        keys: list[str] = []
+        for shelf, part in asked.items():
+            marks.append(shelf.news.mark)
+            keys += shelf.guard.value_keys(part)
         self._under_way += 1
         try:
-            values = await self._read([key for shelf, keys in asked.items() for key in shelf.guard.value_keys(keys)])
+            together = len(keys) > 1 and not self._several
+            try:
+                values = await (self._redis.call("MGET", *keys, merge=False) if together else self._one_by_one(keys))
+            except RedisCommandFailed:
+                self._several = True
+                values = await self._one_by_one(keys)
             seen, end = [], 0
-            for (shelf, keys), mark in zip(asked.items(), marks, strict=True):
-                begin, end = end, end + len(keys)
-                seen.append(await shelf.accept(keys, values[begin:end], mark, asked_s))
+            for (shelf, part), mark in zip(asked.items(), marks, strict=True):
+                begin, end = end, end + len(part)
+                sights = shelf.judge(part, values[begin:end], mark, asked_s)
+                if UNKNOWN in sights:
+                    sights = await shelf.accept(part, values[begin:end], mark, asked_s)
+                seen.append(sights)
             return seen
         except RedisError:
             return [[AWAY] * len(keys) for keys in asked.values()]
         finally:
             self._under_way -= 1
 
-    async def _read(self, keys: list[str]) -> list[bytes | None]:
-        if len(keys) == 1:
-            return [await self._redis.get(keys[0], merge=False)]
-        if not self._several:
-            try:
-                values: list[bytes | None] = await self._redis.call("MGET", *keys, merge=False)
-            except RedisCommandFailed:
-                self._several = True
-            else:
-                return values
-        return list(await asyncio.gather(*map(self._redis.get, keys)))
-
-
-def _tell(crowd: Crowd, seen: Iterable[Iterable[Sight[Any]]]) -> None:
-    """Each its sight; once."""
-    for waiting, sights in zip(crowd.values(), seen, strict=False):
-        for waiters, sight in zip(waiting.values(), sights, strict=False):
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(sight)
-    crowd.clear()
+    async def _one_by_one(self, keys: list[str]) -> list[bytes | None]:
+        return await asyncio.gather(*(self._redis.get(key, merge=len(keys) > 1) for key in keys))

@@ -23,6 +23,11 @@ _IMMUTABLE = (
 )
 
 
+def digits(us: int) -> bytes:
+    """``us`` as it stands in front of a record."""
+    return b"%0*d" % (DIGITS, us)
+
+
 class Record(msgspec.Struct, Generic[T], array_like=True, frozen=True, gc=False):
     """``value`` is None for "there is no such thing". Times are µs of Redis' clock.
 

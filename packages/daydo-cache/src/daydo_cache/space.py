@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from daydo_db import Tx
-from daydo_kernel import new_id, to_the_end
+from daydo_kernel import Draining, new_id, to_the_end
 from daydo_redis import RedisError
 
 from .config import Policy
@@ -89,11 +89,11 @@ class Space(Generic[T]):
         if held is not None:
             now_s = self._now_s()
             if now_s < held.soft_s and now_s < self._link.vouched_s and held.body is None:
-                held.seen = True
+                if not held.seen:  # storing costs more than looking
+                    held.seen = True
                 self._local.value += 1.0
                 return held.value
         # All of it here, without a method between: a hit in Redis is mostly the price of coroutines.
-        self._cache._require_started()
         name = text_of(key)
         if (held is not None or name is not key) and (held := self._in_memory(name)) is not None:
             return self._shelf.value(held)
@@ -102,10 +102,9 @@ class Space(Generic[T]):
         sight: Sight[T] = AWAY
         if not self._pending.covers(self.name, name):
             sight = await self._reader.look(self._shelf, name)
-        held = sight.held
-        if held is not None and (self._now_s() < held.early_s or not self._is_due(name, held)):
+        if isinstance(sight, Held) and (self._now_s() < sight.early_s or not self._is_due(name, sight)):
             self._redis.value += 1.0
-            return held.value if held.body is None else self._shelf.value(held)
+            return sight.value if sight.body is None else self._shelf.value(sight)
         return await self._load(name, key, load, sight)
 
     async def get_many_or_load(
@@ -197,6 +196,8 @@ class Space(Generic[T]):
 
     async def _load(self, key: str, asked: K, load: Callable[[K], Awaitable[T | None]], sight: Sight[T]) -> T | None:
         """The value of ``key``, of which ``sight`` is no good, or not for long: from a load."""
+        if not self._cache._running:
+            raise Draining()  # left while Redis was asked
         flight = self._flights.joinable(key)  # others have looked as well
         if flight is None:
             if not await self._may_load(key, sight):
@@ -210,9 +211,9 @@ class Space(Generic[T]):
         others = [key for key in asked if key not in flights]
         due: dict[str, Sight[T]] = {}
         for key, sight in zip(others, await self._look_many(others), strict=True):
-            if sight.held is not None and not self._is_due(key, sight.held):
+            if isinstance(sight, Held) and not self._is_due(key, sight):
                 self._redis.inc()
-                found[key] = self._shelf.value(sight.held)
+                found[key] = self._shelf.value(sight)
             else:
                 due[key] = sight
         loads = await asyncio.gather(*(self._may_load(key, sight) for key, sight in due.items()))
@@ -235,7 +236,7 @@ class Space(Generic[T]):
 
     async def _may_load(self, key: str, sight: Sight[T]) -> bool:
         """Whether it makes sense to load. Raises what the last load raised, while that is remembered."""
-        if sight.held is not None:
+        if isinstance(sight, Held):
             return True
         if (failure := self._flights.failure(key)) is not None:
             self._counts.reads["failed"].inc()

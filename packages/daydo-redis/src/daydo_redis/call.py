@@ -49,16 +49,13 @@ class Call:
         """Whether nobody waits any more."""
         return self.waiter is not None and self.waiter.cancelled()
 
-    def answer(self, value: Any) -> None:
-        self._value = value
-        self._settle()
-
     def fail(self, error: Exception, cause: BaseException | None = None) -> None:
         error.__cause__ = cause
         self._error = error
-        self._settle()
+        self.answer(None)
 
-    def _settle(self) -> None:
+    def answer(self, value: Any) -> None:
+        self._value = value
         self.settled = True
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)

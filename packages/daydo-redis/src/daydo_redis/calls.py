@@ -108,7 +108,7 @@ class Calls:
             self._under_way -= 1
             if not self._under_way:
                 self._quiet.set()
-            self.outcomes[outcome].inc()
+            self.outcomes[outcome].value += 1.0
             self._seconds.observe(time.perf_counter() - began)
 
     # -- a batch, from slot to outcome ---------------------------------------------------------------------------
@@ -116,21 +116,20 @@ class Calls:
     async def _run(self, calls: list[Call]) -> None:
         """Settle every one of ``calls``; raises nothing but a cancellation."""
         try:
-            if not await self._take_slot():
+            if not await (self._wait_for_slot() if self.slots.locked() else self.slots.acquire()):
                 _fail(calls, lambda: RedisUnavailable(reason="pool exhausted", retry_after_s=self._config.pool_wait_s))
                 return
             try:
-                await self._with_slot([call for call in calls if not call.abandoned])
+                await self._with_slot(_open(calls))
             finally:
                 self.slots.release()
-        finally:
+        except BaseException:
             _fail(calls, lambda: RedisUnavailable(reason="connection lost"))
+            raise
 
-    async def _take_slot(self) -> bool:
+    async def _wait_for_slot(self) -> bool:
         # Not the driver's BlockingConnectionPool: a waiter cancelled in the moment it is woken takes the wake-up
         # with it (asyncio.Condition before Python 3.13), and the next one times out beside a free connection.
-        if not self.slots.locked():
-            return await self.slots.acquire()
         try:
             async with asyncio.timeout(self._config.pool_wait_s):
                 return await self.slots.acquire()
@@ -146,7 +145,9 @@ class Calls:
         answered: bool | None = None
         try:
             with Deadline(self._pulse):
-                answered = await self._rounds(calls)
+                answered = await self._turn(calls)
+                if left := _open(calls):
+                    answered = await self._again(left, answered)
         except (TimeoutError, driver.TimeoutError) as error:  # the driver's: a client of the caller's is less patient
             answered = False
             _fail(calls, lambda: RedisTimeout(timeout_s=self._config.command_timeout_s), error)
@@ -156,20 +157,21 @@ class Calls:
             # The probe must not go over a connection of before: in its place another server may be in charge.
             await self._road.look_again()
 
-    async def _rounds(self, calls: list[Call]) -> bool | None:
-        """Send ``calls``, and again what may be sent again. Did the server answer? None: it was not asked."""
-        answered: bool | None = None
-        for turn in range(self._config.retries + 1):
-            if turn:
-                self._repeated.inc(len(calls))
-                pause_s = self._config.retry_pause_s * 2 ** (turn - 1)
-                await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 (the whole fleet repeats right now)
-            answered = await (self._round(calls) if self._road.several else self._exchange(None, calls))
-            calls = [call for call in calls if not call.settled and not call.abandoned]
-            if not calls:
-                return answered
+    def _turn(self, calls: list[Call]) -> Awaitable[bool | None]:
+        """Send ``calls`` once. Did the server answer? None: it was not asked."""
+        return self._round(calls) if self._road.several else self._exchange(None, calls)
+
+    async def _again(self, calls: list[Call], answered: bool | None) -> bool | None:
+        """Send what may be sent again, as :meth:`_turn`, and fail what remains."""
+        for turn in range(self._config.retries):
             if all(isinstance(call.trouble, _FINAL) for call in calls):
                 break
+            self._repeated.inc(len(calls))
+            pause_s = self._config.retry_pause_s * 2**turn
+            await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 (the whole fleet repeats right now)
+            answered = await self._turn(calls)
+            if not (calls := _open(calls)):
+                return answered
         for call in calls:
             call.fail(_unavailable(call.trouble), call.trouble)
         return answered
@@ -203,7 +205,8 @@ class Calls:
                 await check()  # the driver's own PING, of which it reads the answer itself
             unknown = calls
             while unknown:
-                unknown = await self._talk(place, connection, unknown)
+                answers, unknown = self._talk(place, connection, unknown)
+                await answers
         except _LOST as error:
             await self._road.spoil(connection)
             await self._road.look_again(place)
@@ -212,12 +215,13 @@ class Calls:
         except BaseException:
             await self._road.spoil(connection)
             raise
-        if any(isinstance(call.trouble, _DEMOTED) for call in calls if not call.settled):
-            # Our connections lead to a server that was demoted; new ones find the one in charge.
-            await self._road.spoil(connection)
-            await self._road.look_again(place)
-        else:
-            await self._road.give(place, connection)
+        for call in calls:
+            if not call.settled and isinstance(call.trouble, _DEMOTED):
+                # Our connections lead to a server that was demoted; new ones find the one in charge.
+                await self._road.spoil(connection)
+                await self._road.look_again(place)
+                return True
+        await self._road.give(place, connection)
         return True
 
     async def _not_sent(self, place: str | None, calls: list[Call], error: Exception) -> bool | None:
@@ -234,8 +238,12 @@ class Calls:
         await self._road.look_again(place)
         return False
 
-    async def _talk(self, place: str | None, connection: AbstractConnection, calls: list[Call]) -> list[Call]:
-        """Send and read; gives back the calls whose script the server does not know."""
+    def _talk(
+        self, place: str | None, connection: AbstractConnection, calls: list[Call]
+    ) -> tuple[Awaitable[None], list[Call]]:
+        """Send, and what to await for the answers; then the list holds the calls whose script the server does not
+        know.
+        """
         packets: list[bytes] = []
         answering: list[Call | None] = []
         unknown: list[Call] = []
@@ -259,8 +267,7 @@ class Calls:
             else:
                 call.fail(_refused(call, answer), answer)
 
-        await exchange(connection, packets, len(answering), take)
-        return unknown
+        return exchange(connection, packets, len(answering), take), unknown
 
     def _packet(self, place: str | None, call: Call) -> bytes:
         packet = call.packed
@@ -274,6 +281,11 @@ class Calls:
                     self._known.clear()
                 self._known.add(script)
         return ASKING + packet if call.asking else packet
+
+
+def _open(calls: list[Call]) -> list[Call]:
+    """Those that somebody waits for."""
+    return [call for call in calls if not (call.settled or call.abandoned)]
 
 
 def _lost(calls: list[Call], error: Exception) -> None:

@@ -43,6 +43,8 @@ def shareable(command: Sequence[Argument]) -> tuple[Argument, ...]:
     Raises:
         ValueError: there is none, or it needs a connection of its own.
     """
+    if command and isinstance(command[0], str) and command[0] in _READS:
+        return tuple(command)  # most are, and written in capitals
     words = text(command[0]).upper().split() if command else []
     if not words:
         raise ValueError("call takes a command and its arguments")

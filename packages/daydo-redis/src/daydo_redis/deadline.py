@@ -25,19 +25,16 @@ class Pulse:
     def __init__(self, seconds: float) -> None:
         self._slice_s = seconds / SLICES
         self._loop = asyncio.get_running_loop()
-        self._counting: set[Deadline] = set()
+        self.counting: set[Deadline] = set()
         self._beating = False
 
     def join(self, deadline: Deadline) -> int:
         """Count for ``deadline`` from now on; how many beats it has."""
-        self._counting.add(deadline)
+        self.counting.add(deadline)
         if self._beating:
             return SLICES + 1
         self._start()
         return SLICES
-
-    def leave(self, deadline: Deadline) -> None:
-        self._counting.discard(deadline)
 
     def _start(self) -> None:
         self._beating = True
@@ -45,9 +42,9 @@ class Pulse:
 
     def _beat(self) -> None:
         self._beating = False
-        if self._counting:
+        if self.counting:
             self._start()
-        for deadline in list(self._counting):
+        for deadline in list(self.counting):
             deadline._tick()
 
 
@@ -75,7 +72,7 @@ class Deadline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pulse.leave(self)
+        self._pulse.counting.discard(self)
         # Who was cancelled by somebody else as well shall hear of that.
         if not self._left and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
             raise TimeoutError from error
@@ -83,5 +80,5 @@ class Deadline:
     def _tick(self) -> None:
         self._left -= 1
         if not self._left:
-            self._pulse.leave(self)
+            self._pulse.counting.discard(self)
             self._task.cancel()

@@ -100,7 +100,7 @@ def exchange(
         driver.InvalidResponse: what came is no answer of Redis, or one too many.
     """
     transport = _transport_of(connection)
-    if transport is not None and str(connection.protocol) == "2":
+    if transport is not None and connection.protocol in (2, "2"):
         return _Exchange(transport, packets, count, take).done
     return _through_driver(connection, packets, count, take)
 

@@ -79,6 +79,7 @@ class _Memory(Protocol):
     calls: int
     failed: int
     slow: int
+    all_well: bool  # and full of such calls: one more changes nothing
 
     def add(self, mark: int, now_s: float) -> None:
         """Remember one call, and forget what is too old."""
@@ -97,6 +98,7 @@ class _LastCalls:
 
     def clear(self) -> None:
         self.calls = self.failed = self.slow = self._at = 0
+        self.all_well = False
 
     def add(self, mark: int, now_s: float) -> None:
         at = self._at
@@ -108,6 +110,7 @@ class _LastCalls:
         self._at = at + 1 if at + 1 < self._size else 0
         if mark:
             self._count(mark, 1)
+        self.all_well = not (self.failed or self.slow) and self.calls == self._size
 
     def _count(self, mark: int, by: int) -> None:
         if mark & _FAILED:
@@ -118,6 +121,8 @@ class _LastCalls:
 
 class _LastSeconds:
     """Ten slices of time: [number of the slice, calls, failed, slow]."""
+
+    all_well = False  # every call counts until it is too old
 
     def __init__(self, seconds: float) -> None:
         self._slice_s = seconds / SLICES
@@ -167,6 +172,7 @@ class Breaker(Policy):
         timed = config.window == "time"
         self._memory: _Memory = _LastSeconds(config.window_s) if timed else _LastCalls(config.window_calls)
         self._slow_s = config.slow_s or float("inf")
+        self._is_timed = timed or config.slow_s > 0  # else a call that goes well needs no clock
         self._state = _CLOSED
         self._era = 0  # counts changes of state: a call belongs to the one it began in
         self._open_until_s = 0.0
@@ -201,7 +207,7 @@ class Breaker(Policy):
         if self._state is not _CLOSED:
             self._admit()
         era = self._era
-        began = self._now_s()
+        began = self._now_s() if self._is_timed else 0.0
         try:
             result = await fn(*args, **kwargs)
         except Exception as error:
@@ -211,12 +217,13 @@ class Breaker(Policy):
         except BaseException:
             self._give_up(era)
             raise
-        now_s = self._now_s()
+        now_s = self._now_s() if self._is_timed else 0.0
         if self._state is _CLOSED and now_s - began < self._slow_s and era == self._era:
-            self._well.inc()
-            self._memory.add(_GOOD, now_s)  # nothing to decide: only a bad call opens a breaker
+            self._well.value += 1.0
+            if not self._memory.all_well:
+                self._memory.add(_GOOD, now_s)  # nothing to decide: only a bad call opens a breaker
         else:
-            await self._report(_GOOD, began, now_s, era)
+            await self._report(_GOOD, began, self._now_s(), era)
         return result
 
     def health(self) -> Health:
