@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -9,8 +11,8 @@ from typing import Any, cast
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import BigInteger, String
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import BigInteger, String, event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -22,6 +24,7 @@ from daydo_db import (
     LockTimeout,
     PoolTimeout,
     StatementFailed,
+    StorageFull,
     TransactionAborted,
     Tx,
     UniqueViolation,
@@ -30,6 +33,7 @@ from daydo_db.sqlalchemy import enlist
 from daydo_db.testing import TxConformance
 
 Sessions = async_sessionmaker[AsyncSession]
+Run = Callable[[str], Any]
 
 # As a stock application has them: no FOUND_ROWS, the server's own SQL mode, the server's own isolation.
 STOCK = {"isolation_level": "REPEATABLE READ", "connect_args": {"client_flag": 0}}
@@ -63,6 +67,16 @@ async def sessions(db: Database, database_url: str) -> AsyncIterator[Sessions]:
     engine = create_async_engine(sqlalchemy_url(database_url), poolclass=AsyncAdaptedQueuePool, **options)
     yield async_sessionmaker(engine)
     await engine.dispose()
+
+
+@pytest.fixture(params=["ours", "the session's own"])
+def runner(request: pytest.FixtureRequest) -> Callable[[AsyncSession, Tx], Run]:
+    """Runs a statement through the Tx, or as an application does that knows only its session."""
+    ours = request.param == "ours"
+    return lambda session, tx: tx.execute if ours else lambda sql: session.execute(text(sql))
+
+
+Runner = Callable[[AsyncSession, Tx], Run]
 
 
 async def amounts(db: Database) -> dict[str, int]:
@@ -235,6 +249,19 @@ async def test_leaves_no_listener_behind(sessions: Sessions) -> None:
         events = (dispatch.before_commit, dispatch.after_commit, dispatch.after_transaction_end)
         assert [len(listeners) for listeners in events] == [0, 0, 0]
         assert session.sync_session.info == {}
+        engine = cast("AsyncEngine", session.bind).sync_engine
+        assert len(engine.dialect.dispatch.handle_error) == 1, "one for all sessions, from the start"
+
+
+async def test_nothing_lives_longer_than_the_session(sessions: Sessions) -> None:
+    """Neither the Tx nor SQLAlchemy's connection is held by what listens on the engine."""
+    async with sessions() as session:
+        tx, connection = await enlist(session), (await session.connection()).sync_connection
+        seen = [weakref.ref(tx), weakref.ref(cast("Any", connection))]
+    del session, tx, connection
+    await asyncio.sleep(0)
+    gc.collect()
+    assert [ref() for ref in seen] == [None, None]
 
 
 async def test_after_commit_sees_the_connection_given_back(db: Database, sessions: Sessions) -> None:
@@ -321,7 +348,7 @@ async def test_what_is_called_is_what_is_kept(db: Database, sessions: Sessions, 
 
 
 @pytest.mark.dialect("mysql")
-async def test_a_deadlock_ends_the_sessions_transaction(db: Database, sessions: Sessions) -> None:
+async def test_a_deadlock_ends_the_sessions_transaction(db: Database, sessions: Sessions, runner: Runner) -> None:
     """After the server has rolled back, the Tx refuses statements and the session refuses to commit the rest."""
     await db.execute("INSERT INTO shop_order (id, amount) VALUES ('a', 0), ('b', 0)")
     called: list[str] = []
@@ -332,8 +359,8 @@ async def test_a_deadlock_ends_the_sessions_transaction(db: Database, sessions: 
         await tx.execute("UPDATE shop_order SET amount = amount + 1 WHERE id = ?", (ids[0],))
         await met.wait()
         try:
-            await tx.execute("UPDATE shop_order SET amount = amount + 1 WHERE id = ?", (ids[1],))
-        except Deadlock:
+            await runner(session, tx)(f"UPDATE shop_order SET amount = amount + 1 WHERE id = '{ids[1]}'")
+        except (Deadlock, OperationalError):
             with pytest.raises(TransactionAborted, match="Deadlock"):
                 await tx.execute("UPDATE shop_order SET amount = 99")
             with pytest.raises(TransactionAborted, match="Deadlock"):
@@ -348,6 +375,111 @@ async def test_a_deadlock_ends_the_sessions_transaction(db: Database, sessions: 
         await asyncio.gather(add(one, "ab", met), add(two, "ba", met))
     assert len(called) == 1
     assert await amounts(db) == {"a": 1, "b": 1}
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_lock_that_is_not_had_ends_the_transaction(db: Database, sessions: Sessions, runner: Runner) -> None:
+    """The server may have undone all of it or the statement only, and does not say which."""
+    await db.execute("INSERT INTO shop_order (id, amount) VALUES ('a', 0)")
+    async with db.transaction() as other, sessions() as session:
+        await other.execute("UPDATE shop_order SET amount = 1")
+        tx = await enlist(session)
+        with pytest.raises((LockTimeout, OperationalError)):
+            await runner(session, tx)("SELECT amount FROM shop_order FOR UPDATE NOWAIT")
+        with pytest.raises(TransactionAborted, match="LockTimeout"):
+            await session.commit()
+
+
+SMALL = "INSERT INTO shop_file VALUES ('small', 'x')"
+LARGE = "INSERT INTO shop_file VALUES ('large', zeroblob(900000))"
+# After this SQLite undoes the statement alone, after the one above all of the transaction.
+SEVERAL = "INSERT INTO shop_file SELECT id, zeroblob(300000) FROM (SELECT 'b' AS id UNION SELECT 'c' UNION SELECT 'd')"
+
+
+@pytest.mark.dialect("sqlite")
+@pytest.mark.parametrize("much", [LARGE, SEVERAL], ids=["one row", "several"])
+async def test_a_full_disk_ends_the_sessions_transaction(
+    db: Database, sessions: Sessions, runner: Runner, much: str
+) -> None:
+    """What came before is lost, so what comes after is refused, also where there is room again."""
+    async with sessions() as session:
+        tx = await enlist(session)
+        await tx.execute("INSERT INTO shop_order (id, amount) VALUES ('before', 1)")
+        pages = (await session.execute(text("PRAGMA page_count"))).scalar_one()
+        await session.execute(text(f"PRAGMA max_page_count = {pages + 1}"))
+        with pytest.raises((StorageFull, OperationalError)):
+            await runner(session, tx)(much)
+        await session.execute(text("PRAGMA max_page_count = 1000000"))
+        await session.execute(text(SMALL))
+        with pytest.raises(TransactionAborted, match="StorageFull"):
+            await tx.execute(SMALL)
+        with pytest.raises(TransactionAborted, match="StorageFull"):
+            await session.commit()
+    assert await amounts(db) == {}
+    assert (await db.query("SELECT id FROM shop_file")).rows == []
+
+
+@pytest.mark.dialect("sqlite")
+async def test_what_sqlite_undoes_for_any_other_error(db: Database, sessions: Sessions, runner: Runner) -> None:
+    """No list of errors names them all: an I/O error, a trigger that says ROLLBACK."""
+    async with sessions() as session:
+        tx = await enlist(session)
+        await tx.execute("INSERT INTO shop_order (id, amount) VALUES ('x', 1)")
+        with pytest.raises((UniqueViolation, IntegrityError)):
+            await runner(session, tx)("INSERT OR ROLLBACK INTO shop_order (id, amount) VALUES ('x', 1)")
+        await session.execute(text("INSERT INTO shop_order (id, amount) VALUES ('y', 1)"))
+        with pytest.raises(TransactionAborted, match="UniqueViolation"):
+            await session.commit()
+    assert await amounts(db) == {}
+
+
+@pytest.mark.dialect("sqlite")
+async def test_a_transaction_that_is_gone_without_an_error(db: Database, sessions: Sessions) -> None:
+    """Where the application has rolled back behind its session, what the Tx has answered is lost as well."""
+    async with sessions() as session:
+        tx = await enlist(session)
+        await tx.execute("INSERT INTO shop_order (id, amount) VALUES ('x', 1)")
+        await session.execute(text("ROLLBACK"))
+        with pytest.raises(TransactionAborted):
+            await session.commit()
+        with pytest.raises(TransactionAborted):
+            await tx.execute("INSERT INTO shop_order (id, amount) VALUES ('y', 1)")
+    assert await amounts(db) == {}
+
+
+async def test_the_sessions_other_errors_are_its_own(db: Database, sessions: Sessions) -> None:
+    """They end nothing, and the driver's words stay as they were."""
+    async with sessions.begin() as session:
+        tx = await enlist(session)
+        add = "INSERT INTO shop_order (id, amount) VALUES ('x', 1)"
+        await tx.execute(add)
+        with pytest.raises(IntegrityError) as duplicate:
+            await session.execute(text(add))
+        with pytest.raises(DBAPIError) as mistake:
+            await session.execute(text("SELECT 'secret' FROM nowhere"))
+        await tx.execute("INSERT INTO shop_order (id, amount) VALUES ('y', 2)")
+    words = {"sqlite": "UNIQUE constraint failed: shop_order.id", "mysql": "Duplicate entry 'x' for key"}
+    assert words[db.dialect.name] in str(cast("Any", duplicate.value.orig).args)
+    assert "nowhere" in str(cast("Any", mistake.value.orig).args)
+    assert await amounts(db) == {"x": 1, "y": 2}
+
+
+@pytest.mark.dialect("sqlite")
+async def test_an_applications_own_listener_hides_no_error(db: Database, sessions: Sessions) -> None:
+    """One that raises an error of its own is the last that SQLAlchemy calls; we come before."""
+
+    def raise_ours(context: object) -> None:
+        raise Undo
+
+    async with sessions() as session:
+        event.listen(cast("AsyncEngine", session.bind).sync_engine, "handle_error", raise_ours)
+        await (await enlist(session)).execute("INSERT INTO shop_order (id, amount) VALUES ('x', 1)")
+        with pytest.raises(Undo):
+            await session.execute(text("INSERT OR ROLLBACK INTO shop_order (id, amount) VALUES ('x', 1)"))
+        await session.execute(text("INSERT INTO shop_order (id, amount) VALUES ('y', 1)"))
+        with pytest.raises(TransactionAborted):
+            await session.commit()
+    assert await amounts(db) == {}
 
 
 @pytest.mark.dialect("sqlite")
@@ -419,4 +551,18 @@ async def test_a_cancelled_statement_ends_the_transaction(db: Database, sessions
                 await tx.execute(slow[tx.dialect.name])
         with pytest.raises(TransactionAborted, match="CancelledError"):
             await tx.execute("SELECT 1")
+    assert await amounts(db) == {}
+
+
+@pytest.mark.parametrize(("drop", "refusal"), [("invalidate", "PendingRollback"), ("close", "ResourceClosed")])
+async def test_a_connection_that_is_dropped(db: Database, sessions: Sessions, drop: str, refusal: str) -> None:
+    """SQLAlchemy itself refuses what follows, and the Tx says so in our words."""
+    async with sessions() as session:
+        tx = await enlist(session)
+        await tx.execute("INSERT INTO shop_order (id, amount) VALUES ('x', 1)")
+        await getattr(await session.connection(), drop)()
+        with pytest.raises(TransactionAborted, match=refusal):
+            await tx.execute("SELECT 1")
+        with pytest.raises(TransactionAborted, match=refusal):
+            await session.commit()
     assert await amounts(db) == {}

@@ -9,6 +9,10 @@ Works with ``sqlite+aiosqlite`` and ``mysql+aiomysql``. The session decides ever
 back, and its isolation level and SQL mode stay as they are. What was only added to the session is not yet in
 the database: ``await session.flush()`` where a library should meet it.
 
+Where the database has undone the transaction, or may have undone a part of it, the session can only be rolled back: its
+commit raises :class:`daydo_db.TransactionAborted`, also where a statement of its own met the error. SQLAlchemy tells of
+those by an event of the engine.
+
 SQLAlchemy tells about commits and savepoints by events of the session. A function given to ``after_commit``
 belongs to the innermost ``session.begin_nested()`` of that moment; when a savepoint is released its functions
 move out to the enclosing one, when it is rolled back they go with it, and what has arrived outside when the
@@ -23,27 +27,21 @@ import logging
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
+from copy import copy
 from decimal import Decimal
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
-from sqlalchemy import Engine, QueuePool, event
+from sqlalchemy import Connection, Engine, ExceptionContext, QueuePool, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .errors import (
-    ConnectionLost,
-    DbError,
-    Deadlock,
-    LockTimeout,
-    PoolTimeout,
-    QueryTimeout,
-    StatementFailed,
-    TransactionAborted,
-)
+from .errors import ConnectionLost, DbError, PoolTimeout, StatementFailed, TransactionAborted
 from .mapping import from_mysql, from_sqlite, without_values
 from .sqlite import SqliteEngine
+from .transaction import DEADLY
 from .tx import (
     _TOKENS,
     MYSQL,
@@ -61,8 +59,6 @@ from .tx import (
 log = logging.getLogger("daydo")
 
 _DRIVERS = {("sqlite", "aiosqlite"): SQLITE, ("mysql", "aiomysql"): MYSQL, ("mariadb", "aiomysql"): MYSQL}
-# After these the server has no transaction, or only a part of what the caller believes is in it.
-_DEADLY = (Deadlock, LockTimeout, ConnectionLost, QueryTimeout)
 _ENLISTED = "daydo_db.enlisted"  # the session's own notebook (Session.info) holds the Tx while it lives
 
 
@@ -83,7 +79,7 @@ async def enlist(session: AsyncSession) -> Tx:
     try:
         connection = await session.connection()
     except DBAPIError as error:
-        raise _mapped(error, "") from error.orig
+        raise _mapped(error.orig, "", lost=error.connection_invalidated) from error.orig
     except PoolTimeoutError as error:
         pool = cast("QueuePool", cast("Engine", sync_session.get_bind()).pool)
         raise PoolTimeout(waited_s=pool.timeout(), size=pool.checkedout()) from error
@@ -106,6 +102,7 @@ class EnlistedTransaction:
         self._turn = asyncio.Lock()
         self._callbacks: list[tuple[SessionTransaction, Callable[[], None]]] = []
         self._dead: BaseException | None = None
+        self._sqlite: Any = None  # the driver's connection, once a transaction has begun on it
         self._committed = False
         self._ended = False
         self.root = cast("SessionTransaction", self._sync_session.get_transaction())
@@ -124,6 +121,8 @@ class EnlistedTransaction:
 
     async def begin(self, connection: AsyncConnection) -> None:
         """Make sure that there is a transaction: neither autocommit, nor one that only SQLAlchemy believes in."""
+        self._connection = cast("Connection", connection.sync_connection)
+        _enlisted_on[self._connection] = self
         raw = await connection.get_raw_connection()
         driver = cast("Any", raw.driver_connection)
         if self._dialect is SQLITE:
@@ -133,6 +132,7 @@ class EnlistedTransaction:
                 raise ValueError("on SQLite call enlist(session) before session.begin_nested()")
             if not driver.in_transaction:
                 await self._run("BEGIN IMMEDIATE", ())
+            self._sqlite = driver
         elif driver.get_autocommit():
             raise ValueError("the session commits every statement by itself; drop isolation_level=AUTOCOMMIT")
 
@@ -171,6 +171,11 @@ class EnlistedTransaction:
         self._require_alive()
         self._callbacks.append((self._sync_session.get_nested_transaction() or self.root, fn))
 
+    def set_rollback_only(self, because: BaseException) -> None:
+        """As :meth:`daydo_db.Tx.set_rollback_only`; the session can then only be rolled back."""
+        if self._dead is None and not self._ended:
+            self._dead = because
+
     async def _run(self, text: str, args: Sequence[Value]) -> Result:
         if self._dialect is MYSQL:
             text, args = _with_bytes_inline(text, args)
@@ -179,19 +184,31 @@ class EnlistedTransaction:
             try:
                 return await self._session.run_sync(_execute, text, tuple(args))
             except DBAPIError as error:
-                mapped = _mapped(error, text)
-                if isinstance(mapped, _DEADLY):
-                    self._dead = mapped
-                raise mapped from error.orig
+                raise _mapped(error.orig, text, lost=error.connection_invalidated) from error.orig
             except SQLAlchemyError as error:
                 # Not the driver but SQLAlchemy refuses: closed, invalidated, or a flush has failed before.
-                self._dead = error
+                self.set_rollback_only(error)
                 raise TransactionAborted(reason=type(error).__name__) from error
             except asyncio.CancelledError as error:
-                self._dead = error
+                self.set_rollback_only(error)
                 raise
 
+    def _met(self, error: BaseException, *, lost: bool) -> None:
+        """Be told of what the driver raised on the connection, in a statement of ours or of the session's own."""
+        # A copy, for the mapping takes values out of it, and the session's errors are the application's.
+        mapped = _mapped(copy(error), "", lost=lost)
+        if isinstance(mapped, DEADLY) or self._is_gone():
+            self.set_rollback_only(mapped)
+
+    def _is_gone(self) -> bool:
+        """Whether SQLite has no transaction any more: it rolls back by itself when it is full or cannot read."""
+        if self._sqlite is None or self._connection.closed or self._connection.invalidated:
+            return False  # Not begun; and without its connection SQLAlchemy itself refuses.
+        return not self._sqlite.in_transaction
+
     def _require_alive(self) -> None:
+        if self._is_gone():
+            self.set_rollback_only(StatementFailed(reason="SQLite has ended the transaction", statement=""))
         if self._dead is not None:
             raise TransactionAborted(reason=f"{type(self._dead).__name__} ended it") from self._dead
         if self._ended:
@@ -199,7 +216,7 @@ class EnlistedTransaction:
 
     def _before_commit(self, session: Session) -> None:
         # Where the server has rolled back already, COMMIT would keep whatever came after and lose the rest.
-        if self._dead is not None:
+        if not self._ended:
             self._require_alive()
 
     def _after_commit(self, session: Session) -> None:
@@ -232,6 +249,19 @@ class EnlistedTransaction:
             event.remove(self._sync_session, name, listener)
 
 
+# An error names its connection, and only this tells whose that is. Weak: nothing lives longer for it.
+_enlisted_on: WeakValueDictionary[Connection, EnlistedTransaction] = WeakValueDictionary()
+
+
+# On the class, which comes before an application's listeners on its engine: one of those that raises an error of its
+# own is the last to be called.
+@event.listens_for(Engine, "handle_error")
+def _notice(context: ExceptionContext) -> None:
+    tx = _enlisted_on.get(context.connection) if context.connection is not None else None
+    if tx is not None and isinstance(context.sqlalchemy_exception, DBAPIError):
+        tx._met(context.original_exception, lost=context.is_disconnect)
+
+
 def _refused(dialect: Dialect) -> frozenset[str]:
     if dialect is SQLITE:
         return SqliteEngine.refused_inside
@@ -262,14 +292,14 @@ def _plain(value: object) -> object:
     return int(value) if isinstance(value, Decimal) and value.as_tuple().exponent == 0 else value
 
 
-def _mapped(error: DBAPIError, text: str) -> DbError:
-    if error.connection_invalidated:
+def _mapped(error: BaseException | None, text: str, *, lost: bool) -> DbError:
+    if lost:
         return ConnectionLost()
-    if isinstance(error.orig, sqlite3.Error):
-        return from_sqlite(error.orig, text)
-    match error.orig:
+    if isinstance(error, sqlite3.Error):
+        return from_sqlite(error, text)
+    match error:
         case Exception(args=(int(number), message, *_)):
-            error.orig.args = (number, without_values(number, str(message)))
+            error.args = (number, without_values(number, str(message)))
             return from_mysql(number, str(message), text)
     return ConnectionLost()  # The driver itself, on a connection that is closed or half read.
 

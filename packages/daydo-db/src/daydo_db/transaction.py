@@ -46,7 +46,7 @@ Outcome = Literal["committed", "rolled_back", "aborted", "unknown"]
 OUTCOMES: tuple[Outcome, ...] = ("committed", "rolled_back", "aborted", "unknown")
 
 # After these the server has no transaction, or only a part of what the caller believes is in it.
-_DEADLY = (Deadlock, LockTimeout, ConnectionLost, QueryTimeout, StorageFull)
+DEADLY = (Deadlock, LockTimeout, ConnectionLost, QueryTimeout, StorageFull)
 
 
 class Transaction:
@@ -118,7 +118,8 @@ class Transaction:
     async def _run(self, statements: Sequence[tuple[Statement, Sequence[Value]]]) -> list[Result]:
         results = await self._send(statements)
         if not self._connection.in_transaction:
-            self._die(StatementFailed(reason="it committed silently", statement=statements[-1][0].text[:200]))
+            statement = statements[-1][0].text[:200]
+            self.set_rollback_only(StatementFailed(reason="it committed silently", statement=statement))
             self._require_alive()
         return results
 
@@ -131,8 +132,8 @@ class Transaction:
             return await self._connection.execute_all(statements, timeout_s)
         except BaseException as error:
             # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (an I/O error).
-            if isinstance(error, _DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
-                self._die(error)
+            if isinstance(error, DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
+                self.set_rollback_only(error)
             raise
 
     def after_commit(self, fn: Callable[[], None]) -> None:
@@ -145,6 +146,12 @@ class Transaction:
             raise TypeError("after_commit takes a plain function; start a task of your own in it")
         self._require_alive()
         self._callbacks.append(fn)
+
+    def set_rollback_only(self, because: BaseException) -> None:
+        """As :meth:`Tx.set_rollback_only`."""
+        if self._dead is None and not self._ended:
+            self._dead = because
+            self.outcome = "aborted"
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -192,7 +199,7 @@ class Transaction:
     ) -> list[Result]:
         """Run them and, if none fails, COMMIT, all in one round trip."""
         if not self._connection.usable:
-            self._die(ConnectionLost())
+            self.set_rollback_only(ConnectionLost())
             raise ConnectionLost()
         begin = [(self._engine.begin, ())] if statements and not self._begun else []
         commit = [(compile_statement(self.dialect.name, "COMMIT"), ())] if statements or self._begun else []
@@ -232,12 +239,8 @@ class Transaction:
                 await self._begin_now()
                 await self._connection.execute(compile_statement(self.dialect.name, sql))
             except BaseException as error:
-                self._die(error)
+                self.set_rollback_only(error)
                 raise
-
-    def _die(self, error: BaseException) -> None:
-        self._dead = error
-        self.outcome = "aborted"
 
     def _require_alive(self) -> None:
         if self.outcome == "unknown":  # Whoever has swallowed that must not be told that nothing was kept.

@@ -124,6 +124,14 @@ class Tx(Protocol):
         """
         ...
 
+    def set_rollback_only(self, because: BaseException) -> None:
+        """Say that somebody has left half of something in it, so that it can only be rolled back.
+
+        From now on every statement and COMMIT raises :class:`daydo_db.TransactionAborted`, whose cause is ``because``.
+        A rollback to a savepoint does not lift it. The first cause stays, and on one that has ended this does nothing.
+        """
+        ...
+
 
 _SIMPLE = frozenset({int, str})
 _PLAIN = _SIMPLE | {type(None), bool, bytes}

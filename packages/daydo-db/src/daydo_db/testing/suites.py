@@ -299,6 +299,54 @@ class TxConformance:
         assert await _names(observer) == ["before", "kept", "zulu"]
         assert calls == ["before", "kept"]
 
+    @pytest.mark.parametrize("before", [0, 1])
+    async def test_one_that_can_only_be_rolled_back(self, observer: Database, open_tx: OpenTx, before: int) -> None:
+        """Every call and leaving are refused with the first cause; nothing is kept and nothing follows."""
+        first, calls = _Stop(), list[str]()
+        with pytest.raises(errors.TransactionAborted) as left:
+            async with open_tx() as tx:
+                for number in range(before):
+                    await _add(tx, f"a{number}")
+                tx.after_commit(lambda: calls.append("never"))
+                for because in (first, ValueError()):
+                    tx.set_rollback_only(because)
+                for call in (_add(tx, "b"), tx.execute_all([("SELECT 1", ())], commit_within_s=30)):
+                    with pytest.raises(errors.TransactionAborted) as refused:
+                        await call
+                    assert refused.value.__cause__ is first
+                with pytest.raises(errors.TransactionAborted):
+                    tx.after_commit(lambda: calls.append("never"))
+        assert left.value.__cause__ is first
+        assert (calls, await _names(observer)) == ([], [])
+
+    async def test_a_savepoint_does_not_save_what_can_only_be_rolled_back(
+        self, observer: Database, open_tx: OpenTx
+    ) -> None:
+        """Who left half of something did so in the whole, wherever it was said."""
+        with pytest.raises(errors.TransactionAborted) as left:
+            async with open_tx() as tx:
+                await _add(tx, "a")
+                with pytest.raises(_Stop) as because:
+                    async with self.savepoint(tx):
+                        await _add(tx, "inside")
+                        tx.set_rollback_only(stop := _Stop())
+                        raise stop
+                with pytest.raises(errors.TransactionAborted):
+                    await _add(tx, "b")
+        assert left.value.__cause__ is because.value
+        assert await _names(observer) == []
+
+    async def test_what_has_ended_is_beyond_rolling_back(self, observer: Database, open_tx: OpenTx) -> None:
+        """To say so then changes nothing, neither for it nor for the next."""
+        async with open_tx() as tx:
+            await _add(tx, "a")
+        tx.set_rollback_only(_Stop())
+        with pytest.raises(errors.TransactionAborted, match="left"):
+            await tx.execute("SELECT 1")
+        async with open_tx() as tx:
+            await _add(tx, "b")
+        assert await _names(observer) == ["a", "b"]
+
 
 class DatabaseConformance:
     """What a :class:`daydo_db.Database` keeps to on every back end; needs the fixture ``database_url``."""
