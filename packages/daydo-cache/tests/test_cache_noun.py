@@ -10,6 +10,7 @@ from cache_loaders import Loader, counted, users_of
 from daydo_cache import Cache, CacheConfig, Policy
 from daydo_cache.testing import FaultyRedis, stampede
 from daydo_kernel import Draining, NotStarted
+from daydo_kernel.testing import ManualClock
 from daydo_redis import Redis
 from daydo_redis.testing import eventually
 
@@ -49,19 +50,35 @@ async def test_no_task_outlives_it(near: FaultyRedis) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("crowded", [False, True])
-async def test_left_while_redis_is_asked_starts_no_load(near: FaultyRedis, crowded: bool) -> None:
+@pytest.mark.parametrize("asks", ["alone", "in a crowd", "for many"])
+async def test_left_while_redis_is_asked_starts_no_load(near: FaultyRedis, asks: str) -> None:
     """Who still waits for Redis when the cache is left is told so: no load begins in a cache that has ended."""
     load = Loader(u_7="Ann")
     async with Cache(near) as cache:
-        users, cache._reader._crowded = users_of(cache), crowded
+        users, cache._reader._crowded = users_of(cache), asks == "in a crowd"
+        look = users.get_many_or_load(["u_7"], load.many) if asks == "for many" else users.get_or_load("u_7", load)
         near.hold()
-        waiting = asyncio.create_task(users.get_or_load("u_7", load))
+        waiting = asyncio.create_task(look)
         await eventually(lambda: cache._reader._under_way == 1)
     near.release()
     with pytest.raises(Draining):
         await waiting
     assert load.asked == []
+
+
+async def test_left_while_redis_is_asked_serves_what_is_there(near: FaultyRedis, clock: ManualClock) -> None:
+    """A value within its grace, which would be loaded anew, is served once more."""
+    load = Loader(u_7="Ann")
+    async with Cache(near, clock=clock) as cache:
+        users = users_of(cache, ttl_s=10, grace_s=1000, policy=Policy(local_entries=0))
+        ann = await users.get_or_load("u_7", load)
+        clock.advance(20)
+        near.hold()
+        waiting = asyncio.create_task(users.get_or_load("u_7", load))
+        await eventually(lambda: cache._reader._under_way == 1)
+        asyncio.get_running_loop().call_later(0.05, near.release)
+    assert await waiting == ann
+    assert load.asked == ["u_7"]
 
 
 async def test_health_tells_figures(cache: Cache) -> None:

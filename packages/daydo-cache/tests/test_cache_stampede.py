@@ -13,7 +13,7 @@ from daydo_cache import Cache, CacheConfig, LoadTimeout, Policy
 from daydo_cache.testing import FaultyRedis, stampede
 from daydo_kernel import DaydoError, Draining
 from daydo_kernel.testing import ManualClock
-from daydo_redis import Redis
+from daydo_redis import Redis, RedisCommandFailed, RedisUnavailable
 from daydo_redis.embedded import PrivateRedis
 from daydo_redis.testing import CALM, SHORT_S, eventually
 
@@ -119,6 +119,53 @@ async def test_readers_of_several_spaces_share_a_packet(
     assert outcomes[1:] == wanted[1:]
     assert len(load.asked) == loads
     assert sent.count("MGET") == 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_a_key_of_another_type_does_not_end_reading_together(
+    cache: Cache, redis: FaultyRedis, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Asked for by itself it is refused; the next readers share a packet all the same."""
+    users, load = users_of(cache, policy=Policy(local_entries=0)), Loader(u_1="x", u_2="x", strange="x")
+    await users.get_many_or_load(["u_1", "u_2"], load.many)
+    await redis.call("LPUSH", users._guard.value_key("strange"), "1")
+    await users.get_many_or_load(["strange"] if alone else ["u_1", "strange"], load.many)
+    sent, send = [], redis.call
+
+    def noted(*command: Any, merge: bool = True) -> Awaitable[Any]:
+        sent.append(command[0])
+        return send(*command, merge=merge)
+
+    monkeypatch.setattr(redis, "call", noted)
+    await users.get_many_or_load(["u_1", "u_2"], load.many)
+    assert sent == ["MGET"]
+
+
+async def test_where_keys_travel_alone_they_fail_alone(
+    cache: Cache, redis: FaultyRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster refuses keys of several slots in one MGET; one of its nodes is away, and its keys alone are loaded."""
+    load = Loader()
+    load.users = {f"u_{number}": "x" for number in range(9)}
+    users = users_of(cache, policy=Policy(local_entries=0))
+    await users.get_many_or_load(load.users, load.many)
+    load.asked.clear()
+    call, get, lost = redis.call, redis.get, users._guard.value_key("u_3")
+
+    def refuse(*command: Any, merge: bool = True) -> Awaitable[Any]:
+        if command[0] == "MGET":
+            raise RedisCommandFailed(reason="CROSSSLOT Keys in request don't hash to the same slot", command="MGET")
+        return call(*command, merge=merge)
+
+    async def get_or_fail(key: str, *, merge: bool = True) -> bytes | None:
+        if key == lost:
+            raise RedisUnavailable(reason="connection lost")
+        return await get(key, merge=merge)
+
+    monkeypatch.setattr(redis, "call", refuse)
+    monkeypatch.setattr(redis, "get", get_or_fail)
+    assert await users.get_many_or_load(load.users, load.many) == {key: User(key, "x") for key in load.users}
+    assert load.asked == [["u_3"]]
 
 
 async def test_lone_read_waits_for_nobody(server: PrivateRedis) -> None:

@@ -194,6 +194,18 @@ async def test_cancelled_calls_leave_the_pool_whole(server: PrivateRedis, merge_
         assert redis._calls._under_way == 0
 
 
+async def test_breaker_hears_of_a_try_whose_caller_leaves_before_the_next() -> None:
+    """Nobody listens there: the first try has shown it, whoever gives up in the pause behind it."""
+    async with Redis("redis://127.0.0.1:1", RedisConfig(breaker_failures=2, retry_pause_s=60)) as redis:
+        for number in (1, 2):
+            assert not redis._calls.breaker.is_open
+            call = asyncio.create_task(redis.get("k"))
+            await eventually(lambda: redis._calls._repeated.value == number)  # noqa: B023 - awaited at once
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        await eventually(lambda: redis._calls.breaker.is_open)
+
+
 async def test_woken_and_cancelled_waiter_passes_its_turn_on(server: PrivateRedis) -> None:
     """A waiter cancelled in the moment a slot is given to it does not take the slot with it."""
     async with Redis(server.url, RedisConfig(pool_size=1, pool_wait_s=SHORT_S)) as redis:

@@ -9,14 +9,15 @@ A crowd is sent as two halves, if they are large enough: while one half is on it
 the other are judged and its callers go on, so that neither end of the wire waits for the other.
 
 A cluster answers an MGET only for keys of one slot. The first one it refuses tells us, and from then on every key is
-asked for by itself; :class:`daydo_redis.Redis` still makes one packet per node of them.
+asked for by itself; :class:`daydo_redis.Redis` still makes one packet per node of them. Then a node that is away takes
+only its own keys along.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, TypeVar
 
@@ -118,7 +119,7 @@ class Reader:
             self._under_way -= 1
         [sight] = shelf.judge((key,), (raw,), mark, asked_s)
         if sight is UNKNOWN:
-            [sight] = await shelf.accept((key,), (raw,), mark, asked_s)
+            [sight] = await shelf.judge_again((key,), (raw,), mark, asked_s)
         return sight
 
     def _form(self) -> Crowd:
@@ -169,18 +170,16 @@ class Reader:
             keys += shelf.guard.value_keys(part)
         self._under_way += 1
         try:
-            together = len(keys) > 1 and not self._several
-            try:
-                values = await (self._redis.call("MGET", *keys, merge=False) if together else self._one_by_one(keys))
-            except RedisCommandFailed:
-                self._several = True
-                values = await self._one_by_one(keys)
+            values, away = await self._read(keys)
             seen, end = [], 0
             for (shelf, part), mark in zip(asked.items(), marks, strict=True):
                 begin, end = end, end + len(part)
                 sights = shelf.judge(part, values[begin:end], mark, asked_s)
                 if UNKNOWN in sights:
-                    sights = await shelf.accept(part, values[begin:end], mark, asked_s)
+                    sights = await shelf.judge_again(part, values[begin:end], mark, asked_s)
+                for place in away:
+                    if begin <= place < end:
+                        sights[place - begin] = AWAY
                 seen.append(sights)
             return seen
         except RedisError:
@@ -188,5 +187,22 @@ class Reader:
         finally:
             self._under_way -= 1
 
-    async def _one_by_one(self, keys: list[str]) -> list[bytes | None]:
-        return await asyncio.gather(*(self._redis.get(key, merge=len(keys) > 1) for key in keys))
+    async def _read(self, keys: list[str]) -> tuple[list[bytes | None], Sequence[int]]:
+        """The values, and the places of those that could not be had by themselves."""
+        if len(keys) == 1:
+            return [await self._redis.get(keys[0], merge=False)], ()
+        if not self._several:
+            try:
+                return await self._redis.call("MGET", *keys, merge=False), ()
+            except RedisCommandFailed:
+                pass  # Perhaps for what it is; if single keys can be had, it was.
+        return await self._read_one_by_one(keys)
+
+    async def _read_one_by_one(self, keys: list[str]) -> tuple[list[bytes | None], Sequence[int]]:
+        values = await asyncio.gather(*map(self._redis.get, keys), return_exceptions=True)
+        errors = {place: value for place, value in enumerate(values) if isinstance(value, BaseException)}
+        for error in errors.values():
+            if len(errors) == len(keys) or not isinstance(error, RedisError):
+                raise error
+        self._several = True
+        return [None if isinstance(value, BaseException) else value for value in values], tuple(errors)

@@ -40,6 +40,7 @@ class Missing(msgspec.Struct, frozen=True, eq=False, gc=False):
 # What looking for a value has shown: a good one, fresh or within its grace; or none.
 Sight = Held[T] | Missing
 
+# Told apart by ``is``: a Missing is equal to itself alone.
 NOTHING = Missing()
 UNKNOWN = Missing()  # it carries a tag of which is not known when it was invalidated
 AWAY = Missing(away=True)
@@ -85,18 +86,21 @@ class Shelf(Generic[T]):
     async def accept(
         self, keys: Collection[str], values: Sequence[bytes | None], mark: int, asked_s: float
     ) -> list[Sight[T]]:
-        """What Redis had under ``keys`` when it was asked at ``asked_s``; kept in memory where it is good.
-
-        A value with a tag of which Redis does not say when it was invalidated is not taken for good.
-        """
+        """What Redis had under ``keys`` when it was asked at ``asked_s``; kept in memory where it is good."""
         sights = self.judge(keys, values, mark, asked_s)
-        if UNKNOWN in sights:
-            await self._ask_tags([raw for raw in values if raw is not None])
-            sights = [
-                Missing((raw or b"")[:DIGITS]) if sight is UNKNOWN else sight
-                for raw, sight in zip(values, self.judge(keys, values, mark, asked_s), strict=True)
-            ]
-        return sights
+        return await self.judge_again(keys, values, mark, asked_s) if UNKNOWN in sights else sights
+
+    async def judge_again(
+        self, keys: Collection[str], values: Sequence[bytes | None], mark: int, asked_s: float
+    ) -> list[Sight[T]]:
+        """The same when their tags have been asked for; a value with one of which Redis does not say when it was
+        invalidated is not taken for good.
+        """
+        await self._ask_tags([raw for raw in values if raw is not None])
+        return [
+            Missing((raw or b"")[:DIGITS]) if sight is UNKNOWN else sight
+            for raw, sight in zip(values, self.judge(keys, values, mark, asked_s), strict=True)
+        ]
 
     async def _ask_tags(self, raws: list[bytes]) -> None:
         """Ask for the barriers that are not known, of all that ``raws`` carry."""

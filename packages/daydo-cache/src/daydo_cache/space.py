@@ -84,6 +84,7 @@ class Space(Generic[T]):
             LoadTimeout: nothing within ``hard_timeout_s``; the load goes on.
             LoadFailed: the loader failed in another process, and is not asked again yet.
             TypeError: the loader gave something else than this space holds.
+            Draining: the cache was left while Redis was asked, and has no value that may be served.
         """
         held = self._held.get(key)  # type: ignore[arg-type]  # a number is not found, and looked up as text below
         if held is not None:
@@ -196,13 +197,11 @@ class Space(Generic[T]):
 
     async def _load(self, key: str, asked: K, load: Callable[[K], Awaitable[T | None]], sight: Sight[T]) -> T | None:
         """The value of ``key``, of which ``sight`` is no good, or not for long: from a load."""
-        if not self._cache._running:
-            raise Draining()  # left while Redis was asked
         flight = self._flights.joinable(key)  # others have looked as well
         if flight is None:
             if not await self._may_load(key, sight):
                 return None
-            flight = self._flights.launch({key: (asked, sight)}, _one_by_one(load))[key]
+            flight = self._launch({key: (asked, sight)}, _one_by_one(load))[key]
         return self._shelf.value(await self._join(flight))
 
     async def _find_many(self, asked: dict[str, K], load: LoadMany) -> dict[str, T | None]:
@@ -218,7 +217,7 @@ class Space(Generic[T]):
                 due[key] = sight
         loads = await asyncio.gather(*(self._may_load(key, sight) for key, sight in due.items()))
         wanted = {key: (asked[key], sight) for (key, sight), may in zip(due.items(), loads, strict=True) if may}
-        flights |= self._flights.launch(wanted, load)
+        flights |= self._launch(wanted, load)
         joined = await asyncio.gather(*map(self._join, flights.values()))
         return found | {key: self._shelf.value(held) for key, held in zip(flights, joined, strict=True)}
 
@@ -231,8 +230,8 @@ class Space(Generic[T]):
         ]
 
     def _is_due(self, key: str, held: Held[T]) -> bool:
-        """Whether a value that may be served should be loaded anew, and nobody has just failed to."""
-        return self._now_s() >= held.early_s and self._flights.failure(key) is None
+        """Whether a value that may be served should be loaded anew, and can: nobody has just failed to."""
+        return self._cache._running and self._now_s() >= held.early_s and self._flights.failure(key) is None
 
     async def _may_load(self, key: str, sight: Sight[T]) -> bool:
         """Whether it makes sense to load. Raises what the last load raised, while that is remembered."""
@@ -245,6 +244,12 @@ class Space(Generic[T]):
             return True
         self._counts.reads["absent"].inc()
         return False
+
+    def _launch(self, wanted: Mapping[str, tuple[object, Sight[T]]], load: LoadMany) -> dict[str, Flight[T]]:
+        """The loads of ``wanted``; none in a cache that was left while Redis was asked."""
+        if wanted and not self._cache._running:
+            raise Draining()
+        return self._flights.launch(wanted, load)
 
     async def _join(self, flight: Flight[T]) -> Held[T]:
         """What ``flight`` brings, or the old value where there is one and the new one takes long or fails."""

@@ -52,7 +52,7 @@ class Call:
     def fail(self, error: Exception, cause: BaseException | None = None) -> None:
         error.__cause__ = cause
         self._error = error
-        self.answer(None)
+        self.answer(None)  # Settled; result() raises the error.
 
     def answer(self, value: Any) -> None:
         self._value = value

@@ -203,10 +203,11 @@ class Calls:
             if connection.health_check_interval:
                 check: Callable[[], Awaitable[None]] = connection.check_health
                 await check()  # the driver's own PING, of which it reads the answer itself
-            unknown = calls
-            while unknown:
-                answers, unknown = self._talk(place, connection, unknown)
-                await answers
+            left = calls
+            while left:
+                unknown: list[Call] = []
+                await self._talk(place, connection, left, unknown)
+                left = unknown
         except _LOST as error:
             await self._road.spoil(connection)
             await self._road.look_again(place)
@@ -239,14 +240,11 @@ class Calls:
         return False
 
     def _talk(
-        self, place: str | None, connection: AbstractConnection, calls: list[Call]
-    ) -> tuple[Awaitable[None], list[Call]]:
-        """Send, and what to await for the answers; then the list holds the calls whose script the server does not
-        know.
-        """
+        self, place: str | None, connection: AbstractConnection, calls: list[Call], unknown: list[Call]
+    ) -> Awaitable[None]:
+        """Send; who awaits it has the answers taken, and in ``unknown`` the calls whose script the server misses."""
         packets: list[bytes] = []
         answering: list[Call | None] = []
-        unknown: list[Call] = []
         for call in calls:
             packets.append(self._packet(place, call))
             answering += (None, call) if call.asking else (call,)
@@ -267,7 +265,7 @@ class Calls:
             else:
                 call.fail(_refused(call, answer), answer)
 
-        return exchange(connection, packets, len(answering), take), unknown
+        return exchange(connection, packets, len(answering), take)
 
     def _packet(self, place: str | None, call: Call) -> bytes:
         packet = call.packed

@@ -223,7 +223,7 @@ class Breaker(Policy):
             if not self._memory.all_well:
                 self._memory.add(_GOOD, now_s)  # nothing to decide: only a bad call opens a breaker
         else:
-            await self._report(_GOOD, began, self._now_s(), era)
+            await self._report(_GOOD, began, now_s, era)
         return result
 
     def health(self) -> Health:
