@@ -154,8 +154,8 @@ MUTANTS = [
     Mutant(
         "a hold is not overdue in its last microsecond, for the database",
         "store.py",
-        'AND expires_at_us <= ? {in_order}", (*args, limit))',
-        'AND expires_at_us < ? {in_order}", (*args, limit))',
+        """_OVERDUE = "account_id = ? AND phase = 'open' AND expires_at_us <= ?"\n""",
+        """_OVERDUE = "account_id = ? AND phase = 'open' AND expires_at_us < ?"\n""",
     ),
     Mutant(
         "what one row becomes is written to another, too",
@@ -286,14 +286,14 @@ SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
         Mutant(
             "inside a caller's transaction an account is read without its lock",
             "enlisted.py",
-            '        locking = f"{plainly} {self.locking}"\n',
-            "        locking = plainly\n",
+            '{by_id} {self.locking}", [*ids, *args])',
+            '{by_id}", [*ids, *args])',
         ),
         Mutant(
             "a key that was claimed since the caller's snapshot is looked for in that snapshot again",
             "ledger.py",
-            "UniqueViolation:\n            decided = plan([op], *await store.read_enlisted(op, sure=True)",
-            "UniqueViolation:\n            decided = plan([op], *await store.read_enlisted(op, sure=False)",
+            "UniqueViolation:\n                decided = plan([op], *await store.read_enlisted(op, sure=True)",
+            "UniqueViolation:\n                decided = plan([op], *await store.read_enlisted(op, sure=False)",
         ),
         Mutant(
             "a renewal's grant is made before the key that was asked for is claimed",
@@ -304,8 +304,20 @@ SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
         Mutant(
             "a repeat of what was done since the caller's snapshot is refused",
             "ledger.py",
-            "        if isinstance(decided.outcomes[0], QuotaError) and tx.dialect.for_update:\n",
-            "        if False:\n",
+            "            if isinstance(decided.outcomes[0], QuotaError) and store.may_be_old:\n",
+            "            if False:\n",
+        ),
+        Mutant(
+            "what failed half-way in a caller's transaction can be committed",
+            "enlisted.py",
+            "        tx.set_rollback_only(error)\n",
+            "",
+        ),
+        Mutant(
+            "a caller's old snapshot shows which rows there are",
+            "enlisted.py",
+            "args) | await self._ids(self._db.query, table, where, args)",
+            "args)",
         ),
     ],
     # An account that is read without its lock is not here: the key of the entries refuses the second writer, the batch
@@ -316,6 +328,14 @@ SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
             "store.py",
             'return f"{self.tx.dialect.for_update} {self.tx.dialect.skip_locked}"',
             "return self.tx.dialect.for_update",
+        ),
+    ],
+    ("ledger",): [
+        Mutant(
+            "calls at once in one transaction are decided on the same books",
+            "enlisted.py",
+            "    async with _turns.setdefault(tx, asyncio.Lock()):\n",
+            "    async with asyncio.Lock():\n",
         ),
     ],
     ("saga",): [

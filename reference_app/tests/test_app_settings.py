@@ -128,7 +128,7 @@ def test_a_sqlite_file_in_no_folder_is_a_problem_like_any_other(environ, tmp_pat
 
 def test_a_run_may_not_hold_credits_longer_than_the_ledger_allows(environ):
     """Two settings that together would refuse every paid task."""
-    [problem] = problems_of(environ | {"DAYDO_QUOTA__MAX_HOLD_TTL_S": "60"})
+    [problem] = problems_of(environ | {"DAYDO_QUOTA__HOLD_TTL_S": "60", "DAYDO_QUOTA__MAX_HOLD_TTL_S": "60"})
     assert "DAYDO_QUOTA__MAX_HOLD_TTL_S=" in problem
 
 

@@ -15,6 +15,8 @@ from daydo_kernel import BadRequest
 from daydo_kernel.testing import ManualClock
 from daydo_quota import (
     Account,
+    BadAccounts,
+    BadPolicy,
     Balance,
     ChargeExceedsHold,
     HoldCancelled,
@@ -388,11 +390,12 @@ def test_a_requests_key_is_scoped_to_who_asks_and_what_for() -> None:
         request_key(asked(b"k-1"), "other", "u_7"),
         request_key(asked(b"k-1", method="PUT"), "acme", "u_7"),
         request_key(asked(b"k-1", path="/pictures/2"), "acme", "u_7"),
+        request_key(asked(b"k-1", path="/\udcff"), "acme", "u_7"),  # no UTF-8, as some servers tell it
         request_key(asked(b"k-2"), "acme", "u_7"),
         request_key(asked(), "acme", "u_7"),
         request_key(asked(), "acme", "u_7"),
     ]
-    assert len({key, *others}) == 8
+    assert len({key, *others}) == 9
 
 
 @pytest.mark.parametrize("keys", [[b""], [b"a b"], ["é".encode()], [b"k" * 65], [b"k\n"], [b"a", b"a"]])
@@ -420,6 +423,30 @@ async def test_several_units_are_held_all_or_none(ledger: Ledger, seen: Seen) ->
     await seen.ask(settling(app))
     assert seen.balances == [Balance(available=8, spent=2)] * 2
     assert await ledger.balance(CAP) == Balance(spent=1)
+
+
+async def test_two_accounts_of_one_unit_are_refused_before_anything_is_held(ledger: Ledger, seen: Seen) -> None:
+    """``held(scope, "credits").charge`` could only be one of theirs, and the other would be charged in full."""
+    teams = Account("acme", "team_1", "credits")
+    await ledger.grant(teams, 10, key="team")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await hold_request(scope, ledger, [(CREDITS, 4), (CAP, 1), (teams, 4)], key="both")
+
+    await ledger.grant(CAP, 1, key="today")
+    with pytest.raises(BadAccounts, match="different units"):
+        await seen.ask(settling(app))
+    assert [entry.kind for entry in (await ledger.history("acme", "u_7", unit="credits")).items] == ["granted"]
+
+
+@pytest.mark.parametrize("misspelt", ["overage", "late", "broken_stream"])
+async def test_a_misspelt_policy_is_refused_before_the_work(ledger: Ledger, seen: Seen, misspelt: str) -> None:
+    """Not after it, when there is nothing left to do but to give the work away."""
+    with pytest.raises(BadPolicy) as refused:
+        await seen.ask(costing(ledger, plain(200), **{misspelt: "avaliable"}))
+    assert refused.value.field == misspelt
+    assert (await ledger.history("acme", "u_7")).items[0].kind == "granted"
+    assert seen == []
 
 
 async def test_of_a_broken_stream_only_what_was_metered_is_charged(ledger: Ledger, seen: Seen) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daydo_db import Database, DbError, Tx, migrate
+from daydo_db import Database, DbError, Tx, UniqueViolation, migrate
 from daydo_kernel.testing import ManualClock
 from daydo_quota import Account, BooksDisagree, Disagreement, Hold, Ledger, LedgerConfig, QuotaError
 from daydo_quota.audit import Auditor, Place
@@ -35,6 +35,18 @@ FREE = {
     ("grant", "notice_at_us"),  # when a notice is given
     ("hold", "expires_at_us"),  # while it is open it may be extended, and afterwards nobody asks
     ("allowance", "created_at_us"),  # where the start was given
+}
+# Texts that nothing else can prove; the README says so.
+FREE_TEXTS = {
+    ("allowance", "id"),
+    ("allowance", "op_key"),
+    ("allowance", "period"),
+    ("allowance", "reason"),
+    ("hold", "fingerprint"),
+    ("hold", "parts"),  # of a hold that is over only the sums, which are numbers
+    ("amendment", "fingerprint"),
+    ("entry", "step"),  # where all it does is to be unique
+    ("entry", "reason"),
 }
 MOVES = list(permutations(("remaining", "held", "spent", "expired"), 2))
 
@@ -101,7 +113,7 @@ async def damages(db: Database) -> list[Damage]:
 
 def _unproven(table: str, name: str, values: dict[str, Any]) -> bool:
     # Whose key is closed; no unit was ever in it.
-    return table == "hold" and name == "account_id" and values["phase"] == "tombstone"
+    return table == "hold" and name in ("account_id", "id", "op_key") and values["phase"] == "tombstone"
 
 
 def only_entries_proved(damage: Damage) -> bool:
@@ -189,6 +201,75 @@ def test_every_damaged_number_is_named(database_url: str, runner: asyncio.Runner
         runner.run(check_books(db))
     finally:
         runner.run(db.__aexit__(None, None, None))
+
+
+class Edit(NamedTuple):
+    """Of the text ``name`` of ``row``, to ``text``."""
+
+    table: str
+    row: dict[str, Any]
+    name: str
+    text: str
+
+
+async def text_edits(db: Database) -> list[Edit]:
+    """Of each kind of row one for every text: by what stands in another row, and by what stands in none."""
+    found = dict[tuple[str, str, str, int], Edit]()
+    for table in KEYS:
+        result = await db.query(f"SELECT * FROM daydo_quota_{table}")
+        rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
+        for row in rows:
+            kind = str(row.get("kind", row.get("phase", "")))
+            for name, text in row.items():
+                if isinstance(text, str) and (table, name) not in FREE_TEXTS and not _unproven(table, name, row):
+                    others = sorted({other[name] for other in rows} - {text})
+                    for number, new in enumerate((f"{text}x", *others[:1], *others[-1:])):
+                        found[table, kind, name, number] = Edit(table, row, name, new)
+    return list(found.values())
+
+
+async def write_text(db: Database, edit: Edit) -> Edit:
+    """Returns the way back."""
+    key = {name: edit.row[name] for name in KEYS[edit.table]}
+    where = " AND ".join(f"{name} = ?" for name in key)
+    await db.execute(f"UPDATE daydo_quota_{edit.table} SET {edit.name} = ? WHERE {where}", [edit.text, *key.values()])
+    return Edit(edit.table, {**edit.row, edit.name: edit.text}, edit.name, edit.row[edit.name])
+
+
+@pytest.mark.dialect("sqlite")
+async def test_every_damaged_text_is_named(db: Database) -> None:
+    """Whose a row is, its key, its kind and its phase: else a repeat would be taken for a first time."""
+    clock = ManualClock()
+    async with Ledger(db, QUIET, clock=clock) as ledger:
+        for name in ("u_7", "u_8_owes"):
+            await live_a_little(ledger, clock, Account("acme", name, "credits"))
+        edits, refused = await text_edits(db), 0
+        for edit in edits:
+            try:
+                back = await write_text(db, edit)
+            except UniqueViolation:
+                refused += 1
+                continue
+            assert (await ledger.audit()).disagreement is not None, edit
+            await write_text(db, back)
+        assert len(edits) - refused > 150
+    await check_books(db)
+
+
+async def test_the_audit_of_a_tenant_names_a_row_that_was_given_to_another(db: Database) -> None:
+    """To whom a row belongs is what its account says, not the row alone."""
+    async with Ledger(db, QUIET, clock=ManualClock()) as ledger:
+        account = Account("acme", "u_7", "credits")
+        await ledger.grant(account, 9, key="order")
+        await ledger.reserve(account, 5, key="task")
+        await ledger.capture(account, 2, key="page", hold_key="task")
+        await ledger.allow(account, 1, key="daily", every="day")
+        for table in ("grant", "hold", "amendment", "allowance"):
+            await db.execute(f"UPDATE daydo_quota_{table} SET tenant = 'other'")
+            for tenant in ("acme", "other"):
+                assert (await ledger.audit(tenant)).disagreement is not None, (table, tenant)
+            await db.execute(f"UPDATE daydo_quota_{table} SET tenant = 'acme'")
+        assert (await ledger.audit("acme")).disagreement is None
 
 
 async def test_no_account_looks_too_late(db: Database) -> None:

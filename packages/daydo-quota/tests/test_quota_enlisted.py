@@ -1,16 +1,17 @@
+# ruff: noqa: PT012 - the block that raises is the test
 """Inside an SQLAlchemy session: MySQL's default isolation level, an old snapshot, none of our session settings."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
-from daydo_db import Database, Tx
+from daydo_db import Database, TransactionAborted, Tx
 from daydo_db.sqlalchemy import enlist
 from daydo_kernel.testing import ManualClock
-from daydo_quota import Account, Balance, InsufficientQuota, Ledger
+from daydo_quota import Account, Balance, HoldUnknown, InsufficientQuota, Ledger, LedgerConfig
 from daydo_quota.testing import InTransaction, LedgerConformance, check_books
 
 
@@ -69,6 +70,45 @@ async def test_an_old_snapshot_does_not_oversell(own: Ledger, engine: AsyncEngin
         assert (await own.reserve(account, 10, key="third", tx=tx)).created
         assert await session.scalar(seen) == 0
     assert await own.balance(account) == Balance(reserved=10)
+
+
+@pytest.mark.dialect("mysql")
+@pytest.mark.parametrize("ask", ["a balance", "a hold", "another's hold"])
+async def test_looking_for_what_is_not_there_is_in_nobodys_way(
+    db: Database, own: Ledger, engine: AsyncEngine, ask: str
+) -> None:
+    """A locking read of it would lock the gap, and newcomers would wait until the session ends."""
+    known, nobody = Account("acme", "b_known", "credits"), Account("acme", "m_nobody", "credits")
+    await own.grant(known, 1, key="f_known")
+    async with async_sessionmaker(engine).begin() as session:
+        tx = await enlist(session)
+        if ask == "a balance":
+            assert await own.balance(nobody, tx=tx) == Balance()
+        elif ask == "a hold":
+            with pytest.raises(InsufficientQuota):
+                await own.reserve(known, 2, key="m_task", tx=tx)
+        else:
+            with pytest.raises(HoldUnknown):
+                await own.confirm(nobody, key="m_task", tx=tx)
+        async with Ledger(db, LedgerConfig(busy_timeout_s=0.5)) as others:
+            for name in ("a", "n", "z"):
+                newcomer = Account("acme", f"{name}_new", "credits")
+                await others.grant(newcomer, 1, key=f"{name}_order")
+                await others.reserve(newcomer, 1, key=f"{name}_task")
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_session_that_cannot_write_an_entry_keeps_no_key_of_it(own: Ledger, engine: AsyncEngine) -> None:
+    """Its connection's character set has not the letters of the reason; whoever bears that and commits is stopped."""
+    account = Account("acme", "u_7", "credits")
+    narrow = create_async_engine(engine.url.update_query_dict({"charset": "latin1"}))
+    with pytest.raises(TransactionAborted):
+        async with async_sessionmaker(narrow).begin() as session:
+            tx = await enlist(session)
+            with suppress(Exception):
+                await own.grant(account, 20, key="order", tx=tx, reason="生日快乐")
+    await narrow.dispose()
+    assert (await own.grant(account, 20, key="order")).created
 
 
 class TickingClock(ManualClock):

@@ -3,12 +3,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
 
-from daydo_db import CommitUnknown, CursorInvalid, Database, InsideTransaction, SchemaOutdated, Tx, migrate
+from daydo_db import (
+    CommitUnknown,
+    CursorInvalid,
+    Database,
+    InsideTransaction,
+    SchemaOutdated,
+    TransactionAborted,
+    Tx,
+    migrate,
+)
 from daydo_db.testing import count_statements
 from daydo_kernel import BadRequest, Event, NotStarted
 from daydo_kernel.testing import ManualClock, RecordedEvents
@@ -16,6 +26,8 @@ from daydo_quota import (
     Account,
     AccountBalance,
     BadName,
+    BadPeriod,
+    BadPolicy,
     BadReason,
     Balance,
     BooksDisagree,
@@ -264,6 +276,56 @@ async def test_an_owner_that_cannot_be_is_refused_where_it_is_read(
         assert refused.value.field == field
     assert await ledger.accounts("", "u_7") == []
     assert (await ledger.history("", "u_7")).items == []
+
+
+class Unit(str):
+    """As an enumeration's member is one: drivers and encoders look at the type."""
+
+
+async def test_a_name_may_be_of_a_subclass_of_str(ledger: Ledger, db: Database) -> None:
+    """It is the same name, by itself and with ``tx=``, for every call."""
+    names = Account(Unit("acme"), Unit("u_7"), Unit("credits"))
+    await ledger.grant(names, 9, key=Unit("order"), source=Unit("promo"))
+    assert not (await ledger.grant(CREDITS, 9, key="order", source="promo")).created
+    await ledger.allow(names, 1, key=Unit("daily"), every="day", source=Unit("promo"))
+    await ledger.reserve(names, 4, key=Unit("task"))
+    await ledger.capture(names, 1, key=Unit("page"), hold_key=Unit("task"))
+    async with db.transaction() as tx:
+        await ledger.confirm(names, 2, key=Unit("task"), tx=tx)
+        await ledger.refund(names, 3, key=Unit("back"), hold_key=Unit("task"), tx=tx)
+    assert await ledger.balance(names) == await ledger.balance(CREDITS) == Balance(available=10)
+    page = await ledger.history(Unit("acme"), Unit("u_7"), unit=Unit("credits"), limit=1)
+    assert (await ledger.history("acme", "u_7", unit="credits", cursor=page.next_cursor)).items
+
+
+@pytest.mark.parametrize("ttl_s", ["1", None, b"1", []])
+async def test_a_time_that_is_no_number_is_refused(ledger: Ledger, ttl_s: Any) -> None:
+    """As one out of bounds."""
+    await ledger.grant(CREDITS, 5, key="order")
+    async with ledger.hold(CREDITS, 1, key="task") as work:
+        for extension in (ledger.extend(CREDITS, key="task", ttl_s=ttl_s), work.extend(ttl_s)):
+            with pytest.raises(BadPeriod):
+                await extension
+
+
+@pytest.mark.parametrize("policies", [{"overage": "avaliable"}, {"late": "debt"}], ids=["overage", "late"])
+async def test_a_misspelt_policy_is_refused_before_the_block(ledger: Ledger, policies: dict[str, Any]) -> None:
+    """Not when the work is done; nothing is held."""
+    await ledger.grant(CREDITS, 5, key="order")
+    for block in (
+        ledger.hold(CREDITS, 1, key="one", **policies),
+        ledger.hold_all([(CREDITS, 1)], key="all", **policies),
+    ):
+        with pytest.raises(BadPolicy):
+            await block.__aenter__()
+    assert [entry.key for entry in (await ledger.history("acme", "u_7")).items] == ["order"]
+
+
+def test_a_default_time_beyond_the_longest_is_refused() -> None:
+    """Every reserve without ``ttl_s`` would fail."""
+    with pytest.raises(ValueError, match="hold_ttl_s"):
+        LedgerConfig(hold_ttl_s=301, max_hold_ttl_s=300)
+    assert LedgerConfig(hold_ttl_s=300, max_hold_ttl_s=300)
 
 
 # Transactions
@@ -600,6 +662,57 @@ async def test_an_event_that_cannot_be_stored_stops_the_change(db: Database, clo
         assert await ledger.balance(CREDITS) == Balance()
 
 
+async def test_a_call_that_fails_half_way_takes_its_transaction_along(db: Database, clock: ManualClock) -> None:
+    """Whoever bore the error and committed would keep a key, and nothing under it."""
+    async with Ledger(db, clock=clock, events=BrokenSink()) as ledger:
+        with pytest.raises(TransactionAborted):
+            async with db.transaction() as tx:
+                with suppress(RuntimeError):
+                    await ledger.grant(CREDITS, 5, key="order", tx=tx)
+    assert (await db.query("SELECT COUNT(*) FROM daydo_quota_grant")).rows == [(0,)]
+
+
+async def test_a_refusal_leaves_its_transaction_as_it_was(db: Database, ledger: Ledger) -> None:
+    """It is an answer, and nothing was written for it."""
+    async with db.transaction() as tx:
+        with pytest.raises(InsufficientQuota):
+            await ledger.reserve(CREDITS, 5, key="task", tx=tx)
+        await ledger.grant(CREDITS, 5, key="order", tx=tx)
+    assert await ledger.balance(CREDITS) == Balance(available=5)
+
+
+async def test_calls_at_once_in_one_transaction_take_turns(db: Database, ledger: Ledger) -> None:
+    """Each is decided on what the one before has written."""
+    await ledger.grant(CREDITS, 10, key="order")
+    async with db.transaction() as tx:
+        calls = [ledger.reserve(CREDITS, 4, key=f"task_{number}", tx=tx) for number in range(3)]
+        *held, refused = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(refused, InsufficientQuota)
+    assert [hold.amount for hold in held] == [4, 4]
+    assert await ledger.balance(CREDITS) == Balance(available=2, reserved=8)
+
+
+class ToppingUp:
+    """Grants, in the transaction in which it hears of it, whatever was held."""
+
+    ledger: Ledger
+
+    async def emit(self, event: Event, tx: Any = None) -> None:
+        if event.name == "quota.held":
+            await self.ledger.grant(CREDITS, event.data["amount"], key=f"for_{event.data['key']}", tx=tx)
+
+
+async def test_a_sink_may_call_the_ledger_in_the_same_transaction(db: Database, clock: ManualClock) -> None:
+    """Its call is part of the one that it is told of, and does not wait for its end."""
+    sink = ToppingUp()
+    async with Ledger(db, clock=clock, events=sink) as ledger:
+        sink.ledger = ledger
+        await ledger.grant(CREDITS, 5, key="order")
+        async with asyncio.timeout(20), db.transaction() as tx:
+            await ledger.reserve(CREDITS, 4, key="task", tx=tx)
+        assert await ledger.balance(CREDITS) == Balance(available=5, reserved=4)
+
+
 async def test_counters_tell_what_happened(ledger: Ledger, clock: ManualClock) -> None:
     """By outcome and, in units, by unit."""
     await ledger.grant(CREDITS, 10, key="order")
@@ -724,7 +837,7 @@ async def test_a_cursor_is_good_for_its_own_history_alone(ledger: Ledger) -> Non
 
 async def test_a_limit_out_of_range_is_refused(ledger: Ledger) -> None:
     """By the same 400 as in every list."""
-    for limit in (0, 101):
+    for limit in (0, 101, 1.0, "5", None, True):
         with pytest.raises(BadRequest):
             await ledger.history("acme", "u_7", limit=limit)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from litestar import Litestar, Request, Router, WebSocket, get, post, websocket
+from litestar import Litestar, Request, Router, WebSocket, asgi, get, post, websocket
 from litestar.connection import ASGIConnection
 from litestar.exceptions import ImproperlyConfiguredException
 from litestar.handlers import BaseRouteHandler
@@ -20,7 +20,7 @@ from daydo_db import Database, Tx
 from daydo_kernel import BadRequest, Event, NotFound, NotStarted
 from daydo_kernel.litestar import KernelPlugin
 from daydo_kernel.testing import ManualClock
-from daydo_quota import Account, BadName, Balance, Ledger
+from daydo_quota import Account, BadName, BadPolicy, Balance, Ledger
 from daydo_quota.litestar import LedgerPlugin, held, holding, quota_admin_router, quota_router
 from daydo_quota.testing import check_books
 
@@ -357,7 +357,7 @@ async def test_the_plugin_runs_the_ledger_and_documents_its_routes(db: Database,
 
 
 def test_what_could_not_be_settled_is_refused_when_the_application_is_made(db: Database) -> None:
-    """A WebSocket has no answer, and two holds of one request would be settled apart."""
+    """A WebSocket has no answer, a mount has no middleware, two holds of one request would be settled apart."""
     costs = holding(Ledger(db), {"credits": 4}, owner=owner)
 
     @websocket("/live", guards=[costs])
@@ -366,9 +366,20 @@ def test_what_could_not_be_settled_is_refused_when_the_application_is_made(db: D
     @post("/twice", guards=[costs, costs])
     async def twice() -> None: ...
 
-    for handler in (live, twice):
+    @asgi("/mount", guards=[costs], copy_scope=True)
+    async def mount(scope: Any, receive: Any, send: Any) -> None: ...
+
+    for handler in (live, twice, mount):
         with pytest.raises(ImproperlyConfiguredException, match="holding"):
             Litestar([handler], plugins=[LedgerPlugin(Ledger(db))])
+
+
+@pytest.mark.parametrize("misspelt", ["overage", "late", "broken_stream"])
+def test_a_misspelt_policy_is_refused_when_the_guard_is_made(db: Database, misspelt: str) -> None:
+    """Instead of meaning the default on every request."""
+    policies: dict[str, Any] = {misspelt: "chrage"}
+    with pytest.raises(BadPolicy, match=misspelt):
+        holding(Ledger(db), {"credits": 4}, owner=owner, **policies)
 
 
 async def test_without_the_plugin_nothing_is_held(db: Database, done: InLine) -> None:
@@ -702,6 +713,11 @@ BAD_CHANGES = [
     ({"amount": 0}, "amount"),
     ({"amount": 2**53}, "amount"),
     ({"amount": 1.5}, "amount"),
+    ({"amount": 5.0}, "amount"),
+    ({"amount": "5"}, "amount"),
+    ({"amount": True}, "amount"),
+    ({"priority": "5"}, "priority"),
+    ({"expires_at": 4_000_000_000}, "expires_at"),
     ({"reason": ""}, "reason"),
     ({"reason": "x" * 201}, "reason"),
     ({"expires_at": "2024-01-01T00:00:00"}, "expires_at"),

@@ -418,7 +418,7 @@ class History(RuleBasedStateMachine):
             if ends_us is not None:
                 self.time_passes((ends_us - early_us - self.model.now_us) / SECOND_US)
 
-    @rule(who=WHO, amount=AMOUNTS, overage=OVERAGE, tx=st.booleans())
+    @rule(who=WHO, amount=AMOUNTS, overage=st.sampled_from(["reject", "debt"]), tx=st.booleans())
     def charge(self, who: str, amount: int, overage: Overage, tx: bool) -> None:
         op = Charge(
             id=new_id("hold"), account=self.account(who), key=new_id("h"), amount=amount, overage=overage, reason=""

@@ -162,6 +162,15 @@ async def test_only_what_is_old_enough_is_forgotten(db: Database) -> None:
     assert not await asked(db, "do", "order_new")
 
 
+@pytest.mark.parametrize("older_than_s", [-60, 0, float("nan"), float("inf"), 1e300])
+async def test_an_age_that_is_none_forgets_nothing(db: Database, older_than_s: float) -> None:
+    """Below 0 the tombstone of a minute ago would go, too, and the late do be carried out."""
+    assert not await asked(db, "undo")
+    with pytest.raises(ValueError, match="older_than_s"):
+        await forget(db, older_than_s=older_than_s)
+    assert not await asked(db, "do")
+
+
 messages = st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["do", "undo"]), st.booleans()), max_size=12)
 
 

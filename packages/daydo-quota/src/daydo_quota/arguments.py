@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Self, get_args
 
-from .errors import BadAccounts, BadAmount, BadCalendar, BadName, BadPeriod, BadReason
-from .model import AccountLike
+from daydo_db import paging
+
+from .errors import BadAccounts, BadAmount, BadCalendar, BadName, BadPeriod, BadPolicy, BadReason
+from .model import AccountLike, Overage, Policy
 from .periods import Anchor, Every, clock_of
 from .rows import MAX_UNITS, NEVER_US, AccountKey
 
@@ -20,6 +22,7 @@ MAX_PRIORITY = 100
 MAX_ZONE = 64
 MAX_LEGS = 16
 
+_OVERAGES, _POLICIES = get_args(Overage), get_args(Policy)
 _WORDS = re.compile(r"[!-~]+( [!-~]+)*")
 # Half of a character: Python keeps it in a text, UTF-8 cannot write it.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -74,13 +77,16 @@ def check_hold_key(hold_key: str) -> str:
     """The key of a hold to refund: it takes no key, so it may be one of our own, as text."""
     if not isinstance(hold_key, str) or len(hold_key) > MAX_KEY or not _WORDS.fullmatch(hold_key):
         raise BadName(field="hold_key", most=MAX_KEY)
-    return hold_key
+    return str.__str__(hold_key)
 
 
 def check_name(field: str, value: str, most: int) -> str:
-    """1 to ``most`` visible ASCII characters, or BadName."""
+    """1 to ``most`` visible ASCII characters, or BadName; of a subclass, such as an enumeration's, the str itself."""
+    if type(value) is not str:
+        # Drivers and encoders look at the type.
+        value = str.__str__(value) if isinstance(value, str) else ""
     # No spaces: a padding collation would take "a" and "a " for the same key.
-    visible = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
+    visible = value.isascii() and value.isprintable() and " " not in value
     if not visible or not 0 < len(value) <= most:
         raise BadName(field=field, most=most)
     return value
@@ -90,6 +96,18 @@ def check_amount(amount: int, *, field: str = "amount", least: int = 1, most: in
     if type(amount) is not int or not least <= amount <= most:
         raise BadAmount(field=field, least=least, most=most)
     return amount
+
+
+def check_choice(field: str, value: str, known: Sequence[str]) -> None:
+    """BadPolicy for a word that is none of ``known``: a misspelt one would mean the first."""
+    if value not in known:
+        raise BadPolicy(field=field, known=", ".join(known))
+
+
+def check_policies(overage: Overage, late: Policy) -> None:
+    """BadPolicy for what no confirm can be told."""
+    check_choice("overage", overage, _OVERAGES)
+    check_choice("late", late, _POLICIES)
 
 
 def check_reason(reason: str) -> str:
@@ -115,9 +133,17 @@ def check_calendar(every: Every, zone: str, anchor: Anchor) -> None:
     clock_of(zone)
 
 
+def check_limit(limit: int) -> int:
+    """Of a page; BadRequest, also for what is no whole number."""
+    return paging.check_limit(limit if type(limit) is int else 0)
+
+
 def check_ttl(ttl_s: float, most_s: float) -> int:
     """Microseconds."""
-    ttl_us = round(ttl_s * 1_000_000) if 0 < ttl_s <= most_s else 0
+    try:
+        ttl_us = round(ttl_s * 1_000_000) if 0 < ttl_s <= most_s else 0
+    except TypeError:  # no number
+        ttl_us = 0
     if not ttl_us:
         raise BadPeriod(field="ttl_s")
     return ttl_us

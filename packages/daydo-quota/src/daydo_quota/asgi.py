@@ -27,12 +27,13 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from daydo_kernel import BadRequest, FieldError, new_id, render
 
+from . import arguments
 from .blocks import OpenHold
-from .errors import HoldOpen
+from .errors import BadAccounts, HoldOpen
 from .ledger import Ledger
 from .model import AccountLike, Overage, Policy
 
@@ -98,6 +99,8 @@ async def hold_request(
         HoldOpen: a request with this key is still being worked on. A second one must not do the work again: it would
             be done twice and charged once.
         HoldConfirmed, HoldCancelled, HoldExpired: a request with this key has ended so.
+        BadAccounts: two accounts have one unit, so ``held(scope, unit)`` would not say whose charge is meant.
+        BadPolicy: ``overage``, ``late`` or ``broken_stream`` is none that there is.
         RuntimeError: there is no :func:`settling` around this, or the request holds something already.
     """
     seat = scope.get(_SEAT)
@@ -105,6 +108,10 @@ async def hold_request(
         raise RuntimeError("nothing would settle this hold: wrap the application in daydo_quota.asgi.settling")
     if seat.works:
         raise RuntimeError("the request holds something already: name all amounts in one call")
+    arguments.check_choice("broken_stream", broken_stream, get_args(BrokenStream))
+    units = [unit for _, _, unit in arguments.check_accounts([account for account, _ in amounts])]
+    if len(set(units)) < len(units):
+        raise BadAccounts(most=arguments.MAX_LEGS)
     block = ledger.hold_all(amounts, key=key, ttl_s=ttl_s, overage=overage, late=late, reason=reason)
     await seat.take(block, charges_what_broke=broken_stream == "charge")
 
@@ -126,7 +133,8 @@ def request_key(scope: Scope, tenant: str, subject: str) -> str:
     # A digest, since together they may be longer than a key. Of these only the path may have a line feed in it, so no
     # two scopes read the same.
     scoped = "\n".join((tenant, subject, scope["method"], scope["path"], given[0].decode()))
-    return f"http_{hashlib.sha256(scoped.encode()).hexdigest()[:32]}"
+    # Servers pass on a path that is no UTF-8 in several ways; one keeps its bytes as lone surrogates.
+    return f"http_{hashlib.sha256(scoped.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
 def held(scope: Scope, unit: str = "") -> OpenHold:

@@ -4,13 +4,14 @@ Others write meanwhile, so what must agree is read by one statement: on both eng
 change, so up to an account's ``seq`` they may be read in any number of statements.
 
 A walk has stages. Each goes by in the order of its ids, in steps that can be far apart in time; of what was added
-since the walk began some is seen. Together they leave no number of the books without another that proves it:
+since the walk began some is seen. Together they leave no number of the books without another that proves it (of the
+texts the README lists those that nothing proves):
 
 * *accounts*: each balance is the sum over the grants; ``reserved`` and each grant's ``held`` are what the open holds
   say; the last entry has the account's balances; nothing is due before the account would look.
-* *grants*, *allowances*, *holds*, *amendments*: each row agrees with itself and has its entries. Grants and allowances
-  still are what was asked for: their fingerprints say so.
-* *entries*: each follows from the one before, moves units as its kind does, and says what its row says.
+* *grants*, *allowances*, *holds*, *amendments*: each row agrees with itself, is of its account's tenant and has its
+  entries. Grants and allowances still are what was asked for: their fingerprints say so.
+* *entries*: each follows from the one before, moves units as its kind does, and says what its row says, and its key.
 * *charges*: what the account has spent is what its holds were charged and not refunded.
 
 Entries that were rolled up (see ``upkeep.py``) can prove nothing any more. Their place is taken by one entry with the
@@ -91,30 +92,33 @@ _ROLLED = """COALESCE((SELECT CASE r.kind WHEN 'rolled_up' THEN r.at_us ELSE -1 
         WHERE r.account_id = {row}.account_id ORDER BY r.seq LIMIT 1), -1)"""
 _GRANTS = f"""
     SELECT g.account_id, g.id, g.granted, g.remaining + g.held + g.spent + g.expired,
-        e.amount, g.created_at_us, {_ROLLED.format(row="g")},
-        a.tenant, a.subject, a.unit, g.op_key, g.source, g.priority, g.effective_at_us, g.expires_at_us, g.fingerprint
+        g.phase, g.remaining + g.held, e.amount, g.created_at_us, {_ROLLED.format(row="g")},
+        g.tenant = a.tenant, a.tenant, a.subject, a.unit, g.op_key, g.source, g.priority, g.effective_at_us,
+        g.expires_at_us, g.fingerprint
     FROM daydo_quota_grant g LEFT JOIN daydo_quota_account a ON a.id = g.account_id
     LEFT JOIN daydo_quota_entry e ON e.op_id = g.id AND e.step = 'granted'
     WHERE g.id > ? AND g.id <= ? {{tenant}}ORDER BY g.id"""  # noqa: S608 - names of ours
 _HOLDS = f"""
     SELECT h.account_id, h.id, h.phase, h.leg, h.amount, h.captured, h.final, h.refunded, h.parts,
         h.created_at_us, h.expires_at_us, h.resolved_at_us, {_ROLLED.format(row="h")},
-        made.amount, ended.kind, COALESCE(ended.spent_change, 0) + COALESCE(late.spent_change, 0),
+        h.tenant = a.tenant, made.amount, ended.kind, late.kind,
+        COALESCE(ended.spent_change, 0) + COALESCE(late.spent_change, 0),
         (SELECT COALESCE(SUM(m.amount), 0) FROM daydo_quota_amendment m WHERE m.hold_id = h.id AND m.kind = 'capture'),
         (SELECT COALESCE(SUM(m.amount), 0) FROM daydo_quota_amendment m WHERE m.hold_id = h.id AND m.kind = 'refund'),
         (SELECT COUNT(*) FROM daydo_quota_hold f WHERE f.tenant = h.tenant AND f.op_key = h.op_key AND f.leg = 0)
-    FROM daydo_quota_hold h
+    FROM daydo_quota_hold h LEFT JOIN daydo_quota_account a ON a.id = h.account_id
     LEFT JOIN daydo_quota_entry made ON made.op_id = h.id AND made.step = 'held'
     LEFT JOIN daydo_quota_entry ended ON ended.op_id = h.id AND ended.step = 'resolve'
     LEFT JOIN daydo_quota_entry late ON late.op_id = h.id AND late.step = 'late'
     WHERE h.id > ? AND h.id <= ? {{tenant}}ORDER BY h.id"""  # noqa: S608 - names of ours
 _ALLOWANCES = """
-    SELECT w.account_id, w.id, a.tenant, a.subject, a.unit, w.op_key, w.amount, w.every, w.zone, w.anchor, w.source,
-        w.priority, w.starts_at_us, w.until_us, w.next_at_us, w.created_at_us, w.fingerprint
+    SELECT w.account_id, w.id, w.tenant = a.tenant, a.tenant, a.subject, a.unit, w.op_key, w.amount, w.every, w.zone,
+        w.anchor, w.source, w.priority, w.starts_at_us, w.until_us, w.next_at_us, w.created_at_us, w.fingerprint
     FROM daydo_quota_allowance w LEFT JOIN daydo_quota_account a ON a.id = w.account_id
     WHERE w.id > ? AND w.id <= ? {tenant}ORDER BY w.id"""
 _AMENDMENTS = f"""
-    SELECT m.account_id, m.id, m.amount, e.amount, m.created_at_us, {_ROLLED.format(row="m")}, h.account_id
+    SELECT m.account_id, m.id, m.amount, e.amount, m.created_at_us, {_ROLLED.format(row="m")}, h.account_id,
+        m.tenant = h.tenant
     FROM daydo_quota_amendment m LEFT JOIN daydo_quota_hold h ON h.id = m.hold_id
     LEFT JOIN daydo_quota_entry e
         ON e.op_id = m.id AND e.step = CASE m.kind WHEN 'capture' THEN 'captured' ELSE 'refunded' END
@@ -139,7 +143,7 @@ _SAYS = {
         AND e.available_change IN (0, e.amount) AND e.reserved_change = 0 AND e.spent_change = 0
         AND e.expired_change = 0
         AND e.debt_change = 0""",
-    "activated": """g.account_id = e.account_id AND e.at_us = g.effective_at_us
+    "activated": """g.account_id = e.account_id AND e.at_us = g.effective_at_us AND g.effective_at_us > g.created_at_us
         AND e.amount = g.granted AND e.available_change = e.amount AND e.reserved_change = 0
         AND e.spent_change = 0 AND e.expired_change = 0
         AND e.debt_change = 0""",
@@ -151,7 +155,7 @@ _SAYS = {
         AND e.available_change = -e.amount AND e.reserved_change = e.amount AND e.spent_change = 0
         AND e.expired_change = 0
         AND e.debt_change = 0""",
-    "confirmed": """h.account_id = e.account_id AND e.at_us = h.resolved_at_us AND e.amount = h.final
+    "confirmed": """h.account_id = e.account_id AND e.at_us = h.resolved_at_us AND e.amount = h.final AND h.amount > 0
         AND e.spent_change = e.amount
         AND e.available_change + e.reserved_change + e.spent_change + e.expired_change = e.debt_change
         AND e.debt_change >= 0""",
@@ -183,8 +187,10 @@ _SPEAKS = f"""
     LEFT JOIN daydo_quota_grant g ON g.id = e.op_id
     LEFT JOIN daydo_quota_hold h ON h.id = e.op_id
     LEFT JOIN daydo_quota_amendment m ON m.id = e.op_id
-    WHERE ({{slices}}) AND CASE e.kind
-        {" ".join(f"WHEN '{kind}' THEN COALESCE({says}, 0)" for kind, says in _SAYS.items())} ELSE 0 END = 0
+    LEFT JOIN daydo_quota_hold amended ON amended.id = m.hold_id AND e.kind IN ('captured', 'refunded')
+    WHERE ({{slices}}) AND (e.op_key <> COALESCE(g.op_key, h.op_key, m.op_key, '')
+        OR e.hold_key <> COALESCE(amended.op_key, '') OR CASE e.kind
+        {" ".join(f"WHEN '{kind}' THEN COALESCE({says}, 0)" for kind, says in _SAYS.items())} ELSE 0 END = 0)
     ORDER BY e.account_id, e.seq LIMIT 1"""  # noqa: S608 - names of ours
 
 _CHARGES = """
@@ -412,10 +418,13 @@ def _grant_agrees(
     grant_id: str,
     granted: int,
     parts: int,
+    phase: str,
+    kept: int,
     entered: int | None,
     created_at_us: int,
     rolled_us: int,
-    tenant: str | None,
+    at_home: int | None,
+    tenant: str,
     subject: str,
     unit: str,
     key: str,
@@ -425,7 +434,8 @@ def _grant_agrees(
     expires_at_us: int,
     stored: str,
 ) -> bool:
-    if tenant is None or granted != parts:
+    # A closed grant is not looked at when units are taken.
+    if not at_home or granted != parts or phase not in (("pending", "live", "lapsed") if kept else ("closed",)):
         return False
     if entered != granted and (entered is not None or created_at_us > rolled_us):
         return False
@@ -448,7 +458,8 @@ def _grant_agrees(
 def _allowance_agrees(
     account_id: int,
     allowance_id: str,
-    tenant: str | None,
+    at_home: int | None,
+    tenant: str,
     subject: str,
     unit: str,
     key: str,
@@ -464,7 +475,7 @@ def _allowance_agrees(
     created_at_us: int,
     stored: str,
 ) -> bool:
-    if tenant is None:
+    if not at_home:
         return False
     if next_at_us == NEVER_US:
         # It is over, perhaps by a disallow: until when it was to go on is not known any more.
@@ -505,8 +516,10 @@ def _hold_agrees(
     expires_at_us: int,
     resolved_at_us: int,
     rolled_us: int,
+    at_home: int | None,
     made: int | None,
     ended: str | None,
+    late: str | None,
     charged_at_end: int,
     captures: int,
     refunds: int,
@@ -519,11 +532,13 @@ def _hold_agrees(
     else:
         entered = made == amount if made is not None else created_at_us <= rolled_us
     if ended is None:
-        settled = phase in ("open", "tombstone") or resolved_at_us <= rolled_us or expires_at_us <= rolled_us
+        rolled_up = resolved_at_us <= rolled_us or expires_at_us <= rolled_us
+        settled = phase in ("open", "tombstone") or (rolled_up and (phase, late) in _ENDS)
     else:
-        settled = ended in _ENDS.get(phase, ())
+        settled = ended in _ENDS.get((phase, late), ())
     return (
-        entered
+        bool(at_home)
+        and entered
         and settled
         and leg in (0, account_id)
         and claims == 1
@@ -534,14 +549,17 @@ def _hold_agrees(
         and captured == sum(part.used for part in shares) == captures + final
         and refunded == sum(part.refunded for part in shares) == refunds
         and (final == charged_at_end or resolved_at_us <= rolled_us)
+        and (not final or phase in ("confirmed", "owing"))
     )
 
 
+# By phase, and the entry of a confirm after the end: the entry that ended it.
 _ENDS = {
-    "confirmed": ("confirmed", "charged", "hold_expired"),
-    "owing": ("confirmed", "charged"),
-    "cancelled": ("cancelled",),
-    "expired": ("hold_expired",),
+    ("confirmed", None): ("confirmed", "charged"),
+    ("confirmed", "confirmed"): ("hold_expired",),
+    ("owing", None): ("confirmed", "charged"),
+    ("cancelled", None): ("cancelled",),
+    ("expired", None): ("hold_expired",),
 }
 
 
@@ -553,8 +571,10 @@ def _amendment_agrees(
     created_at_us: int,
     rolled_us: int,
     owner_id: int | None,
+    at_home: int | None,
 ) -> bool:
-    return owner_id == account_id and (entered == amount if entered is not None else created_at_us <= rolled_us)
+    entered_so = entered == amount if entered is not None else created_at_us <= rolled_us
+    return bool(at_home) and owner_id == account_id and entered_so
 
 
 class _Walk(NamedTuple):
@@ -569,28 +589,28 @@ _WALKS = {
     "grants": _Walk(
         "daydo_quota_grant",
         _GRANTS,
-        "AND g.tenant = ? ",
+        "AND ? IN (g.tenant, a.tenant) ",
         "a grant differs from its parts or its entry",
         _grant_agrees,
     ),
     "holds": _Walk(
         "daydo_quota_hold",
         _HOLDS,
-        "AND h.tenant = ? ",
+        "AND ? IN (h.tenant, a.tenant) ",
         "a hold differs from its parts, amendments or entries",
         _hold_agrees,
     ),
     "allowances": _Walk(
         "daydo_quota_allowance",
         _ALLOWANCES,
-        "AND w.tenant = ? ",
+        "AND ? IN (w.tenant, a.tenant) ",
         "an allowance is not what was asked for",
         _allowance_agrees,
     ),
     "amendments": _Walk(
         "daydo_quota_amendment",
         _AMENDMENTS,
-        "AND m.tenant = ? ",
+        "AND ? IN (m.tenant, h.tenant) ",
         "a capture or refund differs from its entry",
         _amendment_agrees,
     ),

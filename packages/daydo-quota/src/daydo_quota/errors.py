@@ -117,6 +117,19 @@ class HoldOpen(
     expires_at_us: int
 
 
+class BadPolicy(
+    QuotaError,
+    code=40030,
+    name="quota.bad_policy",
+    zh="{field} 只能是以下之一：{known}。",
+    en="{field} must be one of: {known}.",
+):
+    """``overage``, ``late`` or ``broken_stream`` is none of the words that it may be here."""
+
+    field: str
+    known: str
+
+
 class BadAmount(
     QuotaError,
     code=42230,
@@ -216,10 +229,11 @@ class BadAccounts(
     QuotaError,
     code=42237,
     name="quota.bad_accounts",
-    zh="一次预留必须包含同一租户的 1 到 {most} 个不同账户。",
-    en="One hold covers 1 to {most} different accounts of one tenant.",
+    zh="一次预留必须包含同一租户的 1 到 {most} 个不同账户；围绕 HTTP 请求的预留，单位也须各不相同。",
+    en="One hold covers 1 to {most} different accounts of one tenant; around an HTTP request of different units, too.",
 ):
-    """A ``reserve_all`` names no account, one of them twice, two tenants, or too many."""
+    """A ``reserve_all`` names no account, one of them twice, two tenants, or too many; or the hold of a request, where
+    the unit says whose charge is meant, two accounts of one unit."""
 
     most: int
 

@@ -14,7 +14,6 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from daydo_db import Database, Tx, UniqueViolation, Value, now_sql
-from daydo_db.paging import check_limit
 from daydo_kernel import Clock, Config, Event, EventSink, Health, NoEvents, Page, Part, new_id
 
 from . import arguments
@@ -23,7 +22,7 @@ from .batcher import Batcher, Bounds, Tell, WriteDraft, Written
 from .blocks import Blocks, OpenHold, Terms
 from .counts import Counts
 from .draft import Draft, Drafts, DraftStore, Overtaken
-from .enlisted import EnlistedStore
+from .enlisted import EnlistedStore, taking_turns, whole
 from .errors import QuotaError
 from .free import FreeStore
 from .history import History
@@ -125,6 +124,11 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
     health_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hold_ttl_s > self.max_hold_ttl_s:
+            raise ValueError("LedgerConfig.hold_ttl_s: more than max_hold_ttl_s, so no hold could be made")
+
     @property
     def rules(self) -> Rules:
         return Rules(self.low_balance, round(self.expiring_notice_s * 1_000_000))
@@ -141,10 +145,11 @@ class Ledger(Part):
     that transaction ends, and neither commits nor retries. Without, it is written in one of the ledger's, together with
     the other calls that are waiting; it never fails for another's sake.
 
-    Besides the errors named below every call may raise :class:`daydo_db.DbError`, and BadName, BadAmount, BadPeriod
-    or BadReason for arguments that cannot be right; without ``tx=`` also AccountBusy (another transaction has the
-    account), QueueFull and LedgerLeft. A call that raises has changed nothing, ``CommitUnknown`` excepted; one that is
-    cancelled may have.
+    Besides the errors named below every call may raise :class:`daydo_db.DbError`, and BadName, BadAmount, BadPeriod,
+    BadPolicy or BadReason for arguments that cannot be right; without ``tx=`` also AccountBusy (another transaction has
+    the account), QueueFull and LedgerLeft. A call that raises has changed nothing, ``CommitUnknown`` excepted; one that
+    is cancelled may have. With ``tx=`` one that fails half-way, or is cancelled there, ends the transaction: it can
+    only be rolled back then. Calls at once in one transaction take turns.
 
     ``clock`` is for tests: it replaces the database's. ``events`` hears one event per history entry (``quota.granted``,
     ``.activated``, ``.held``, ``.captured``, ``.charged``, ``.confirmed``, ``.cancelled``, ``.refunded``, ``.repaid``,
@@ -310,6 +315,7 @@ class Ledger(Part):
             BalanceLimit: a debt would lift the account's total above 2⁵³ − 1.
         """
         self._require_started()
+        arguments.check_choice("overage", overage, ("reject", "debt"))
         op = Charge(
             id=new_id("hold"),
             account=arguments.check_account(account),
@@ -453,6 +459,7 @@ class Ledger(Part):
             BalanceLimit: a debt would lift the account's total above 2⁵³ − 1.
         """
         self._require_started()
+        arguments.check_policies(overage, late)
         op = Confirm(
             account=arguments.check_account(account),
             key=arguments.check_key(key),
@@ -565,6 +572,7 @@ class Ledger(Part):
         async def reserve() -> list[Hold]:
             return [await self.reserve(account, amount, key=key, ttl_s=ttl_s, reason=reason)]
 
+        arguments.check_policies(overage, late)  # before the work, not after it
         async with self._blocks.around(reserve, Terms(overage, late, reason)) as [work]:
             yield work
 
@@ -591,6 +599,7 @@ class Ledger(Part):
         Raises:
             as :meth:`reserve_all` before the block, otherwise as :meth:`hold`.
         """
+        arguments.check_policies(overage, late)
         reserve = partial(self.reserve_all, amounts, key=key, ttl_s=ttl_s, reason=reason)
         async with self._blocks.around(reserve, Terms(overage, late, reason)) as works:
             yield works
@@ -632,8 +641,9 @@ class Ledger(Part):
             BadRequest: ``limit`` is not between 1 and 100.
         """
         self._require_started()
-        check_limit(limit)
-        condition, args = "tenant = ? AND subject = ?", [*arguments.check_owner(tenant, subject)]
+        arguments.check_limit(limit)
+        tenant, subject = arguments.check_owner(tenant, subject)
+        condition, args = "tenant = ? AND subject = ?", [tenant, subject]
         if unit is not None:
             unit = arguments.check_name("unit", unit, arguments.MAX_UNIT)
             condition, args = f"{condition} AND unit = ?", [*args, unit]
@@ -736,17 +746,21 @@ class Ledger(Part):
 
     async def _apply(self, op: Op, tx: Tx) -> Any:
         """In the caller's transaction: a batch of one."""
-        store = EnlistedStore(tx, self.clock)
-        decided = plan([op], *await store.read_enlisted(op), self._rules)
-        if isinstance(decided.outcomes[0], QuotaError) and tx.dialect.for_update:
-            # The snapshot may be older than what this call repeats; then it must not be refused for want of it.
-            decided = plan([op], *await store.read_enlisted(op, sure=True), self._rules)
-        try:
-            await store.claim(decided)
-        except UniqueViolation:
-            decided = plan([op], *await store.read_enlisted(op, sure=True), self._rules)
-            await store.claim(decided)
-        await self._make_so([op], decided, store)
+        async with taking_turns(tx):
+            store = EnlistedStore(tx, self.clock, self.db)
+            decided = plan([op], *await store.read_enlisted(op), self._rules)
+            if isinstance(decided.outcomes[0], QuotaError) and store.may_be_old:
+                # What this call repeats, or is about, must not be refused for want of it.
+                decided = plan([op], *await store.read_enlisted(op, sure=True), self._rules)
+            try:
+                with whole(tx, but=UniqueViolation):
+                    await store.claim(decided)
+            except UniqueViolation:
+                decided = plan([op], *await store.read_enlisted(op, sure=True), self._rules)
+                with whole(tx):
+                    await store.claim(decided)
+            with whole(tx):
+                await self._make_so([op], decided, store)
         return decided.outcomes[0]
 
     def _draft(self, ops: Sequence[Op]) -> WriteDraft | None:

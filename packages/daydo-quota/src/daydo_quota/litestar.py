@@ -10,18 +10,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import msgspec
 from litestar import Litestar, Router, get, post
 from litestar.config.app import AppConfig
 from litestar.connection import ASGIConnection, Request
-from litestar.exceptions import ImproperlyConfiguredException
+from litestar.exceptions import ImproperlyConfiguredException, ValidationException
 from litestar.handlers import BaseRouteHandler
 from litestar.params import Body, HeaderParameter, QueryParameter
 from litestar.plugins import InitPlugin, ReceiveRoutePlugin
 from litestar.response import Response
-from litestar.routes import BaseRoute, HTTPRoute, WebSocketRoute
+from litestar.routes import ASGIRoute, BaseRoute, HTTPRoute, WebSocketRoute
 from litestar.types import Guard
 from msgspec import Meta
 
@@ -73,8 +73,10 @@ class LedgerPlugin(InitPlugin, ReceiveRoutePlugin):
         return app_config
 
     def receive_route(self, route: BaseRoute) -> None:
-        if isinstance(route, WebSocketRoute) and _holdings(route.route_handler):
-            raise ImproperlyConfiguredException(f"{route.path}: holding(…) is for HTTP; use ledger.hold in the handler")
+        if isinstance(route, ASGIRoute | WebSocketRoute) and _holdings(route.route_handler):
+            raise ImproperlyConfiguredException(
+                f"{route.path}: holding(…) is for HTTP handlers; use ledger.hold there, or daydo_quota.asgi around it"
+            )
         for handler in route.route_handlers if isinstance(route, HTTPRoute) else ():
             if not (found := _holdings(handler)):
                 continue
@@ -131,7 +133,10 @@ def holding(
             twice and charged once.
         HoldConfirmed, HoldCancelled, HoldExpired: a request with this key has ended so.
         BadRequest: the ``Idempotency-Key`` is not 1 to 64 visible ASCII characters.
+        BadPolicy: at once, for an ``overage``, ``late`` or ``broken_stream`` that there is not.
     """
+    arguments.check_policies(overage, late)
+    arguments.check_choice("broken_stream", broken_stream, get_args(BrokenStream))
 
     async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
         if connection.scope.get("method") == "OPTIONS":
@@ -419,7 +424,7 @@ class _Changes:
         self._ledger = ledger
         self._actor = actor
 
-    async def grant(self, request: Connection, data: GrantIn, given: str) -> Response[Envelope[GrantOut]]:
+    async def grant(self, request: Request[Any, Any, Any], data: GrantIn, given: str) -> Response[Envelope[GrantOut]]:
         done = await self._change(
             "grant",
             request,
@@ -435,19 +440,25 @@ class _Changes:
         )
         return _answer(_grant(done), created=done.created)
 
-    async def charge(self, request: Connection, data: ChargeIn, given: str) -> Response[Envelope[HoldOut]]:
+    async def charge(self, request: Request[Any, Any, Any], data: ChargeIn, given: str) -> Response[Envelope[HoldOut]]:
         call = partial(self._ledger.charge, overage=data.overage)
         done = await self._change("charge", request, data, given, call)
         return _answer(_hold(done), created=done.created)
 
-    async def refund(self, request: Connection, data: RefundIn, given: str) -> Response[Envelope[HoldOut]]:
+    async def refund(self, request: Request[Any, Any, Any], data: RefundIn, given: str) -> Response[Envelope[HoldOut]]:
         call = partial(self._ledger.refund, hold_key=data.hold_key)
         done = await self._change("refund", request, data, given, call)
         return _answer(_hold(done), created=done.created)
 
     async def _change(
-        self, action: str, request: Connection, data: _Change, given: str, call: Callable[..., Awaitable[_Done]]
+        self,
+        action: str,
+        request: Request[Any, Any, Any],
+        data: _Change,
+        given: str,
+        call: Callable[..., Awaitable[_Done]],
     ) -> _Done:
+        _require_exact(await request.json(), data)
         tenant, who = self._actor(request)
         account, key = Account(tenant, data.subject, data.unit), arguments.OwnKey("admin", given, who)
 
@@ -464,6 +475,15 @@ class _Changes:
             facts |= {"key": str(key), "id": done.id}
             event = Event(name="quota.administered", tenant=done.tenant, subject=done.subject, data=facts)
             await self._ledger.events.emit(event, tx=tx)
+
+
+def _require_exact(body: Any, data: _Change) -> None:
+    """Litestar takes "5" and 5.0 for 5, too; units are whole numbers as JSON writes them, or it is an answer of 400."""
+    try:
+        msgspec.convert(body, type(data))
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$.")
+        raise ValidationException(extra=[{"key": place.rstrip("`"), "message": message}]) from None
 
 
 def _answer(data: Any, *, created: bool) -> Response[Any]:

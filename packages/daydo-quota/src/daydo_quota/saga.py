@@ -39,6 +39,7 @@ Action = Literal["do", "undo"]
 
 _MAX_SAGA = 128
 _MAX_STEP = 64
+_MAX_AGE_S = 3_155_760_000  # a hundred years
 
 
 async def barrier(tx: Tx, *, saga: str, step: str, action: Action) -> bool:
@@ -72,7 +73,12 @@ async def forget(db: Database, *, older_than_s: float, rows: int = 1000) -> int:
 
     Call it now and then, until it returns 0. A message that comes later than ``older_than_s`` after its saga would be
     carried out once more: let it be far longer than any queue keeps one.
+
+    Raises:
+        ValueError: ``older_than_s`` is not above 0, or more than a hundred years.
     """
+    if not 0 < older_than_s <= _MAX_AGE_S:  # nor is NaN
+        raise ValueError(f"older_than_s is above 0 and at most {_MAX_AGE_S}, not {older_than_s!r}")
     before_us = f"{now_sql(db.dialect, None)} - {round(older_than_s * 1_000_000)}"
 
     async def delete(tx: Tx) -> int:

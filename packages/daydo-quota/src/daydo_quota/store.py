@@ -15,7 +15,7 @@ never in a circle. A batch that waits for nobody may take them in any order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from itertools import chain, groupby
@@ -75,8 +75,9 @@ Row = TypeVar("Row", AccountRow, GrantRow, HoldRow, AmendmentRow, AllowanceRow)
 Batched = TypeVar("Batched")
 AnyRow = AccountRow | GrantRow | HoldRow | AmendmentRow | AllowanceRow | EntryRow
 Asked = tuple[str, Sequence[Value]]
+Ask = Callable[[str, Sequence[Value]], Awaitable[Result]]
 
-_TABLES: dict[type[AnyRow], str] = {
+TABLES: dict[type[AnyRow], str] = {
     AccountRow: "daydo_quota_account",
     GrantRow: "daydo_quota_grant",
     HoldRow: "daydo_quota_hold",
@@ -278,7 +279,12 @@ class Store:
     async def _of_accounts(self, table: type[Row], condition: str, account_ids: Sequence[int]) -> list[Row]:
         if not account_ids:
             return []
-        return await self._fetch(table, f"{_of_accounts(table, condition, account_ids)} {self.locking}", account_ids)
+        return await self._among(table, f"account_id IN ({marks(account_ids)}) AND {condition}", account_ids)
+
+    async def _among(self, table: type[Row], where: str, args: Sequence[Value], first: int = ALL_DUE) -> list[Row]:
+        """Of accounts that are locked; the ``first`` to expire."""
+        ordered = "" if first == ALL_DUE else f"ORDER BY expires_at_us LIMIT {first}"
+        return await self._fetch(table, f"{select(table)} WHERE {where} {ordered} {self.locking}", args)
 
     async def _charged_grants(self, ops: Sequence[Op], holds: Sequence[HoldRow], known: set[str]) -> list[GrantRow]:
         """Where refunds go: also to grants that are closed."""
@@ -295,15 +301,15 @@ class Store:
         return await self._fetch(table, f"{select(table)} WHERE id IN ({marks(ids)}) {self.locking}", ids)
 
     async def _overdue_holds(self, account_id: int, now_us: int, limit: int) -> tuple[list[HoldRow], int]:
-        in_order = f"ORDER BY expires_at_us LIMIT ? {self.locking}"
-        args = (account_id, now_us)
-        overdue = await self._fetch(HoldRow, f"{_OPEN_HOLDS} AND expires_at_us <= ? {in_order}", (*args, limit))
+        overdue = await self._among(HoldRow, _OVERDUE, (account_id, now_us), limit)
         if len(overdue) == limit:
             # What happens at one instant happens together.
-            args = (account_id, overdue[-1].expires_at_us)
-            overdue = await self._fetch(HoldRow, f"{_OPEN_HOLDS} AND expires_at_us <= ? {in_order}", (*args, ALL_DUE))
-        later = await self._fetch(HoldRow, f"{_OPEN_HOLDS} AND expires_at_us > ? {in_order}", (*args, 1))
-        return overdue, later[0].expires_at_us if later else NEVER_US
+            now_us = overdue[-1].expires_at_us
+            overdue = await self._among(HoldRow, _OVERDUE, (account_id, now_us))
+        return overdue, await self._next_hold_us(account_id, now_us)
+
+    async def _next_hold_us(self, account_id: int, now_us: int) -> int:
+        return await next_hold_us(self.tx.execute, account_id, now_us)
 
     async def _fetch(self, table: type[Row], sql: str, args: Sequence[Value]) -> list[Row]:
         return rows_of(table, (await self.tx.execute(sql, args)).rows)
@@ -412,6 +418,12 @@ async def read_unlocked(db: Database, accounts: Sequence[AccountRow], now_us: in
     }
 
 
+async def next_hold_us(ask: Ask, account_id: int, now_us: int) -> int:
+    """When the first of an account's open holds expires of those that do so after ``now_us``."""
+    [(next_us,)] = (await ask(_NEXT_HOLD, (account_id, now_us))).rows
+    return NEVER_US if next_us is None else int(next_us)
+
+
 def _renewing(ops: Sequence[Op], accounts: dict[AccountKey, AccountRow], now_us: int) -> list[int]:
     """The accounts of which the allowances must be known that are not over; those without any have none to be read."""
     renewing = {key: row for key, row in accounts.items() if row.renews_at_us < NEVER_US}
@@ -423,10 +435,13 @@ def _renewing(ops: Sequence[Op], accounts: dict[AccountKey, AccountRow], now_us:
 
 @lru_cache
 def select(table: type[AnyRow]) -> str:
-    return f"SELECT {', '.join(table.__struct_fields__)} FROM {_TABLES[table]}"  # noqa: S608 - names of ours
+    return f"SELECT {', '.join(table.__struct_fields__)} FROM {TABLES[table]}"  # noqa: S608 - names of ours
 
 
-_OPEN_HOLDS = f"{select(HoldRow)} WHERE account_id = ? AND phase = 'open'"
+_OVERDUE = "account_id = ? AND phase = 'open' AND expires_at_us <= ?"
+_NEXT_HOLD = (
+    "SELECT MIN(expires_at_us) FROM daydo_quota_hold WHERE account_id = ? AND phase = 'open' AND expires_at_us > ?"
+)
 
 
 # Before all other phases in the alphabet: so this is one range of the index, and not one for each phase.
@@ -444,8 +459,8 @@ def _beside_accounts(table: type[Row], account_ids: Sequence[int], condition: st
     columns = [f"a.{name}" for name in AccountRow.__struct_fields__]
     columns += [f"its.{name}" for name in table.__struct_fields__]
     return (
-        f"SELECT {', '.join(columns)} FROM {_TABLES[AccountRow]} a "  # noqa: S608 - names of ours
-        f"LEFT JOIN {_TABLES[table]} its ON its.account_id = a.id AND {condition} WHERE a.id IN ({marks(account_ids)})"
+        f"SELECT {', '.join(columns)} FROM {TABLES[AccountRow]} a "  # noqa: S608 - names of ours
+        f"LEFT JOIN {TABLES[table]} its ON its.account_id = a.id AND {condition} WHERE a.id IN ({marks(account_ids)})"
     )
 
 
@@ -568,7 +583,7 @@ def _written(name: str, values: Sequence[Any]) -> Sequence[Value]:
 @lru_cache(maxsize=1024)
 def _insert(table: type[AnyRow], names: Sequence[str], count: int) -> str:
     places = ", ".join([f"({marks(names)})"] * count)
-    return f"INSERT INTO {_TABLES[table]} ({', '.join(names)}) VALUES {places}"  # noqa: S608 - names of ours
+    return f"INSERT INTO {TABLES[table]} ({', '.join(names)}) VALUES {places}"  # noqa: S608 - names of ours
 
 
 # A table of the new values to join with (JSON_TABLE, VALUES) costs a server more than to go through the cases, and to
@@ -587,7 +602,7 @@ def _update(dialect: str, change: _Change) -> str:
     values |= {name: f"{name} + {value}" for name, value in values.items() if name in counts}
     changes = ", ".join(f"{name} = {value}" for name, value in values.items())
     # By its key, for a small table would be scanned and the rows of others waited for.
-    rows = f"{_TABLES[change.table]} {BY_ID[dialect]}"
+    rows = f"{TABLES[change.table]} {BY_ID[dialect]}"
     return f"UPDATE {rows} SET {changes} WHERE {' AND '.join(conditions)}"  # noqa: S608 - names of ours
 
 

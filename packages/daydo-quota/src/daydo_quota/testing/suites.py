@@ -24,6 +24,7 @@ from daydo_quota.errors import (
     BadCalendar,
     BadName,
     BadPeriod,
+    BadPolicy,
     BadReason,
     BalanceLimit,
     ChargeExceedsHold,
@@ -76,6 +77,7 @@ class InTransaction:
     def __init__(self, ledger: Ledger, transaction: Callable[[], Any]) -> None:
         self._ledger = ledger
         self._transaction = transaction
+        self.clock = ledger.clock
 
     async def _call(self, method: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
         for _ in range(_REPEATS):
@@ -150,6 +152,12 @@ class LedgerConformance:
     @pytest.fixture
     def account(self) -> Account:
         return Account(new_id("tenant"), "u_7", "credits")
+
+    @pytest.fixture(autouse=True)
+    def _on_the_clock(self, ledger: LedgerLike, clock: ManualClock) -> None:
+        # Else half of the tests would fail, and none would say why.
+        if getattr(ledger, "clock", clock) is not clock:
+            pytest.fail("the fixture ledger must run on the fixture clock: Ledger(db, clock=clock)")
 
     async def test_a_hold_sets_units_aside(self, ledger: LedgerLike, account: Account) -> None:
         """What is held is neither available nor spent."""
@@ -766,7 +774,13 @@ class LedgerConformance:
             (BadPeriod, ledger.allow(account, 1, key="k", every="day", starts_at_us=soon, until_us=soon)),
             (BadPeriod, ledger.allow(account, 1, key="k", every="day", starts_at_us=-1)),
             (AllowanceUnknown, ledger.disallow(account, key="k")),
-            *((BadPeriod, ledger.reserve(account, 1, key="k", ttl_s=ttl)) for ttl in (0.0, -1.0, 1e9, float("nan"))),
+            *(
+                (BadPeriod, ledger.reserve(account, 1, key="k", ttl_s=ttl))
+                for ttl in (0.0, -1.0, 1e9, float("nan"), "1")
+            ),
+            *((BadPolicy, ledger.charge(account, 1, key="k", overage=word)) for word in ("available", "Debt")),
+            *((BadPolicy, ledger.confirm(account, key="k", overage=word)) for word in ("avaliable", None)),
+            *((BadPolicy, ledger.confirm(account, key="k", late=word)) for word in ("avaliable", "debt")),
         ]
         for error, call in refused:
             await _raises(error, call)
