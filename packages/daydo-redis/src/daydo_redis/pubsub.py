@@ -30,6 +30,7 @@ from daydo_kernel import Counter
 from .config import RedisConfig
 from .deadline import Deadline
 from .errors import RedisTimeout, RedisUnavailable
+from .roads import hang_up
 
 log = logging.getLogger("daydo.redis")
 
@@ -184,8 +185,7 @@ class PubSub:
                     log.warning("pub/sub connection lost (%s); connecting again", what, exc_info=not expected)
             finally:
                 self._lost()
-                with contextlib.suppress(driver.RedisError, OSError):
-                    await connection.disconnect(nowait=True)
+                await hang_up([connection])
             if self._finished:
                 return
             failures += 1

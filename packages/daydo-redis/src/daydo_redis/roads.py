@@ -17,7 +17,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 
 from .call import Call
-from .wire import is_stale
+from .wire import is_stale, transport_of
 
 Make = Callable[[], AbstractConnection]
 
@@ -165,7 +165,9 @@ async def connected(connection: AbstractConnection) -> AbstractConnection:
 
 
 async def hang_up(connections: Iterable[AbstractConnection]) -> None:
-    """Close without waiting: a frozen server does not say goodbye (TLS waits for it)."""
+    """Close without waiting: a frozen server does not say goodbye, for which TLS would wait."""
     for connection in connections:
+        if (transport := transport_of(connection)) is not None:
+            transport.abort()
         with contextlib.suppress(driver.RedisError, OSError):
             await connection.disconnect(nowait=True)

@@ -99,7 +99,7 @@ def exchange(
         driver.ConnectionError, OSError: the connection ended before the last answer did.
         driver.InvalidResponse: what came is no answer of Redis, or one too many.
     """
-    transport = _transport_of(connection)
+    transport = transport_of(connection)
     if transport is not None and connection.protocol in (2, "2"):
         return _Exchange(transport, packets, count, take).done
     return _through_driver(connection, packets, count, take)
@@ -123,11 +123,11 @@ async def _through_driver(
 
 def is_stale(connection: AbstractConnection) -> bool:
     """Whether this idle connection has ended; then nothing must be sent on it."""
-    stream, transport = getattr(connection, "_reader", None), _transport_of(connection)
+    stream, transport = getattr(connection, "_reader", None), transport_of(connection)
     return stream is None or stream.at_eof() or (transport is not None and transport.is_closing())
 
 
-def _transport_of(connection: AbstractConnection) -> asyncio.Transport | None:
+def transport_of(connection: AbstractConnection) -> asyncio.Transport | None:
     """None in process, where fakeredis has something like a stream."""
     if not isinstance(getattr(connection, "_reader", None), asyncio.StreamReader):
         return None
