@@ -90,6 +90,18 @@ async def test_readers_cancelled_in_a_crowd(cache: Cache) -> None:
     assert len(load.asked) == 1
 
 
+def noted(redis: FaultyRedis, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the commands that are sent from now on."""
+    sent, send = [], redis.call
+
+    def note(*command: Any, merge: bool = True) -> Awaitable[Any]:
+        sent.append(command[0])
+        return send(*command, merge=merge)
+
+    monkeypatch.setattr(redis, "call", note)
+    return sent
+
+
 async def test_readers_of_several_spaces_share_a_packet(
     cache: Cache, redis: FaultyRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,13 +114,7 @@ async def test_readers_of_several_spaces_share_a_packet(
         await space.get_many_or_load(["a", "b"], load.many)
         assert await space.get_or_load("nobody", load) is None
     loads, cache._reader._crowded = len(load.asked), True
-    sent, send = [], redis.call
-
-    def noted(*command: Any, merge: bool = True) -> Awaitable[Any]:
-        sent.append(command[0])
-        return send(*command, merge=merge)
-
-    monkeypatch.setattr(redis, "call", noted)
+    sent = noted(redis, monkeypatch)
     tasks = [asyncio.create_task(space.get_or_load(key, load)) for space, key in asked]
     await asyncio.sleep(0)
     tasks[0].cancel()
@@ -130,13 +136,7 @@ async def test_a_key_of_another_type_does_not_end_reading_together(
     await users.get_many_or_load(["u_1", "u_2"], load.many)
     await redis.call("LPUSH", users._guard.value_key("strange"), "1")
     await users.get_many_or_load(["strange"] if alone else ["u_1", "strange"], load.many)
-    sent, send = [], redis.call
-
-    def noted(*command: Any, merge: bool = True) -> Awaitable[Any]:
-        sent.append(command[0])
-        return send(*command, merge=merge)
-
-    monkeypatch.setattr(redis, "call", noted)
+    sent = noted(redis, monkeypatch)
     await users.get_many_or_load(["u_1", "u_2"], load.many)
     assert sent == ["MGET"]
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
 import pytest
+from redis_impostor import Impostor
 
 from daydo_redis import Redis, RedisConfig, RedisTimeout, RedisUnavailable
 from daydo_redis.embedded import PrivateRedis
@@ -17,7 +18,7 @@ from daydo_redis.testing import SHORT_S, eventually
 PATIENT = RedisConfig(command_timeout_s=SHORT_S, retries=0, breaker_failures=1000)
 
 
-class Scripted:
+class Scripted(Impostor):
     """A server that reads whole commands (arrays of texts) and says what the test wants.
 
     ``say`` gets the words of each command and gives what is written, piece by piece; None ends the connection.
@@ -27,10 +28,6 @@ class Scripted:
         self.seen: list[bytes] = []
         self.connections = 0
         self.say: Callable[[bytes], Iterator[bytes | None]] = lambda word: iter((b"$%d\r\n%b\r\n" % (len(word), word),))
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -49,16 +46,6 @@ class Scripted:
                     await writer.drain()
                     await asyncio.sleep(0)
         writer.close()
-
-    async def _command(self, reader: asyncio.StreamReader) -> list[bytes]:
-        words = []
-        for _ in range(int((await reader.readline())[1:])):
-            length = int((await reader.readline())[1:])
-            words.append((await reader.readexactly(length + 2))[:-2])
-        return words
-
-    async def stop(self) -> None:
-        self._server.close()
 
 
 @pytest.fixture

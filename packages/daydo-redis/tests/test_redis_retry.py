@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import pytest
+from redis_impostor import Impostor
 
 from daydo_redis import Redis, RedisConfig, RedisError, RedisTimeout, RedisUnavailable
 from daydo_redis.embedded import PrivateRedis
@@ -22,7 +23,7 @@ class Hangup(Exception):
     """The mood in which a server closes the connection instead of answering."""
 
 
-class Moody:
+class Moody(Impostor):
     """Speaks enough RESP to answer; ``mood`` is asked for each command, ``greet`` for each connection."""
 
     def __init__(self) -> None:
@@ -31,31 +32,17 @@ class Moody:
         self.greet: Callable[[int], bool] = lambda number: True
         self.mood: Callable[[int, str], bytes] = lambda number, command: b"+%s\r\n" % command.encode()
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.greeted += 1
         with suppress(Hangup, asyncio.IncompleteReadError, ConnectionError):
             while self.greet(self.greeted):
-                command = await self._command(reader)
+                command = b" ".join(await self._command(reader)).decode()
                 if command.startswith("CLIENT"):
                     writer.write(b"+OK\r\n")
                     continue
                 self.seen.append(command)
                 writer.write(self.mood(len(self.seen), command))
         writer.close()
-
-    async def _command(self, reader: asyncio.StreamReader) -> str:
-        words = []
-        for _ in range(int((await reader.readline())[1:])):
-            length = int((await reader.readline())[1:])
-            words.append((await reader.readexactly(length + 2))[:-2].decode())
-        return " ".join(words)
-
-    async def stop(self) -> None:
-        self._server.close()
 
 
 @pytest.fixture

@@ -330,9 +330,9 @@ def check_limit(limit: int, most: int = 100) -> int:
     """``limit``, where it is one. Refused and not trimmed: who asks for 500 would take 100 for all there is.
 
     Raises:
-        BadRequest: it is not between 1 and ``most``.
+        BadRequest: it is not between 1 and ``most``, or no whole number.
     """
-    if not 1 <= limit <= most:
+    if type(limit) is not int or not 1 <= limit <= most:
         raise BadRequest(fields=(FieldError("limit", f"须为 1 到 {most}", f"Must be from 1 to {most}"),))
     return limit
 

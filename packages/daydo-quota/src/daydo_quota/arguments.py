@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Self, get_args
 
-from daydo_db import paging
-
 from .errors import BadAccounts, BadAmount, BadCalendar, BadName, BadPeriod, BadPolicy, BadReason
 from .model import AccountLike, Overage, Policy
 from .periods import Anchor, Every, clock_of
@@ -131,11 +129,6 @@ def check_calendar(every: Every, zone: str, anchor: Anchor) -> None:
     if not isinstance(zone, str) or len(zone) > MAX_ZONE:
         raise BadCalendar(field="zone", value=str(zone)[:MAX_ZONE])
     clock_of(zone)
-
-
-def check_limit(limit: int) -> int:
-    """Of a page; BadRequest, also for what is no whole number."""
-    return paging.check_limit(limit if type(limit) is int else 0)
 
 
 def check_ttl(ttl_s: float, most_s: float) -> int:

@@ -14,6 +14,7 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from daydo_db import Database, Tx, UniqueViolation, Value, now_sql
+from daydo_db.paging import check_limit
 from daydo_kernel import Clock, Config, Event, EventSink, Health, NoEvents, Page, Part, new_id
 
 from . import arguments
@@ -641,7 +642,7 @@ class Ledger(Part):
             BadRequest: ``limit`` is not between 1 and 100.
         """
         self._require_started()
-        arguments.check_limit(limit)
+        check_limit(limit)
         tenant, subject = arguments.check_owner(tenant, subject)
         condition, args = "tenant = ? AND subject = ?", [tenant, subject]
         if unit is not None:

@@ -279,7 +279,7 @@ class Store:
     async def _of_accounts(self, table: type[Row], condition: str, account_ids: Sequence[int]) -> list[Row]:
         if not account_ids:
             return []
-        return await self._among(table, f"account_id IN ({marks(account_ids)}) AND {condition}", account_ids)
+        return await self._among(table, _of_accounts(condition, account_ids), account_ids)
 
     async def _among(self, table: type[Row], where: str, args: Sequence[Value], first: int = ALL_DUE) -> list[Row]:
         """Of accounts that are locked; the ``first`` to expire."""
@@ -367,7 +367,7 @@ class Lookups:
         self._ask_keys(AllowanceRow, ops)
         if ids:
             self._tables.append(GrantRow)
-            self.asked.append((_of_accounts(GrantRow, _UNFINISHED, ids), sorted(ids)))
+            self.asked.append((f"{select(GrantRow)} WHERE {_of_accounts(_UNFINISHED, ids)}", sorted(ids)))
 
     def read(self, results: Sequence[Result], now_us: int) -> Found:
         rows: dict[type, list[Any]] = {GrantRow: [], HoldRow: [], AmendmentRow: [], AllowanceRow: []}
@@ -451,8 +451,8 @@ _RUNNING = f"next_at_us < {NEVER_US}"
 _ACCOUNT_WIDTH = len(AccountRow.__struct_fields__)
 
 
-def _of_accounts(table: type[AnyRow], condition: str, account_ids: Collection[int]) -> str:
-    return f"{select(table)} WHERE account_id IN ({marks(account_ids)}) AND {condition}"
+def _of_accounts(condition: str, account_ids: Collection[int]) -> str:
+    return f"account_id IN ({marks(account_ids)}) AND {condition}"
 
 
 def _beside_accounts(table: type[Row], account_ids: Sequence[int], condition: str) -> str:

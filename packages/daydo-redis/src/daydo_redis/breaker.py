@@ -19,9 +19,12 @@ class Breaker:
         self._open_s = open_s
         self._now_s = now_s
         self._failures = 0
-        self.is_open = False
         self._open_until_s = 0.0
         self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._failures >= self._limit
 
     def admit(self) -> float:
         """0 when the call may go out, else the seconds after which asking again makes sense."""
@@ -40,9 +43,7 @@ class Breaker:
         self._probing = False
         if answered:
             self._failures = 0
-            self.is_open = False
         elif answered is False:
             self._failures += 1
-            self.is_open = self._failures >= self._limit
             if self.is_open:
                 self._open_until_s = self._now_s() + self._open_s
