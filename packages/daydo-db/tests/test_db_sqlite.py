@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,6 +210,44 @@ async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(StatementFailed, match="NOTADB"):
         async with Database(f"sqlite:///{tmp_path}/text.db"):
             pass
+
+
+@pytest.mark.parametrize("folder", [".", "missing"])
+def test_a_program_that_ends_while_a_file_is_being_opened_ends_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """The thread that opens it cannot be stopped; it must not outlive the loop that it answers."""
+    threads: list[threading.Thread] = []
+    opened: list[sqlite3.Connection] = []
+    opening = threading.Event()
+    connect = sqlite3.connect
+
+    def slowly(path: str, **options: Any) -> sqlite3.Connection:
+        threads.append(threading.current_thread())
+        if len(threads) > 1:  # The first is the writer's, at start.
+            opening.set()
+            time.sleep(0.05)
+            path = path.replace("/x.db", f"/{folder}/x.db")
+        opened.append(connect(path, **options, check_same_thread=False))
+        return opened[-1]
+
+    async def ask_and_leave() -> None:
+        async with Database(f"sqlite:///{tmp_path}/x.db") as db:
+            asking = asyncio.create_task(db.query("SELECT 1"))
+            await asyncio.to_thread(opening.wait)
+            asking.cancel()
+
+    monkeypatch.setattr(sqlite3, "connect", slowly)
+    died: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    asyncio.run(ask_and_leave())
+    for thread in threads:
+        thread.join(5)
+    assert not died
+    assert not any(thread.is_alive() for thread in threads)
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
+
+from daydo_kernel import to_the_end
 
 from .config import DatabaseConfig, Location
 from .errors import ConnectionLost, LockTimeout, QueryTimeout, StatementFailed
@@ -53,15 +56,12 @@ class SqliteEngine:
         driver = aiosqlite.connect(
             path, isolation_level=None, timeout=self._config.lock_timeout_s, cached_statements=512
         )
-        try:
-            await driver
-        except sqlite3.Error as error:
-            raise StatementFailed(reason=f"{error}", statement=f"open {path}") from error
         connection = SqliteConnection(driver, self._config, self._telemetry)
         try:
+            await to_the_end(_open(driver, path))
             await connection.prepare(writable=writable)
         except BaseException:
-            await connection.close()
+            await to_the_end(connection.close())
             raise
         return connection
 
@@ -179,6 +179,16 @@ class SqliteConnection:
         finally:
             self._telemetry.done_all(statements, results, ended_s)
         return results
+
+
+async def _open(driver: aiosqlite.Connection, path: str) -> None:
+    """Start its thread, which nothing stops and which would answer a loop that is closed; so it is waited for."""
+    try:
+        await driver
+    except sqlite3.Error as error:
+        thread: Any = getattr(driver, "_thread", driver)  # Until aiosqlite 0.22 the connection is the thread.
+        await asyncio.to_thread(thread.join)
+        raise StatementFailed(reason=f"{error}", statement=f"open {path}") from error
 
 
 def _fetch(statement: Statement, cursor: sqlite3.Cursor) -> Result:
