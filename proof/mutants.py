@@ -309,9 +309,9 @@ SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
         ),
         Mutant(
             "what failed half-way in a caller's transaction can be committed",
-            "enlisted.py",
-            "        tx.set_rollback_only(error)\n",
-            "",
+            "ledger.py",
+            "            with whole(tx):\n                await self._make_so([op], decided, store)\n",
+            "            if True:\n                await self._make_so([op], decided, store)\n",
         ),
         Mutant(
             "a caller's old snapshot shows which rows there are",
@@ -333,9 +333,9 @@ SERVER_MUTANTS: dict[tuple[str, ...], list[Mutant]] = {
     ("ledger",): [
         Mutant(
             "calls at once in one transaction are decided on the same books",
-            "enlisted.py",
-            "    async with _turns.setdefault(tx, asyncio.Lock()):\n",
-            "    async with asyncio.Lock():\n",
+            "ledger.py",
+            "        async with taking_turns(tx):\n",
+            "        if True:\n",
         ),
     ],
     ("saga",): [

@@ -16,9 +16,9 @@ import pytest
 from daydo_auth import Auth, AuthConfig, Password
 from daydo_cache import Cache, CacheConfig
 from daydo_db import Database, DatabaseConfig, migrate
-from daydo_kernel import Config, Health, Metrics, NotStarted, Part, running
+from daydo_kernel import Config, Event, Health, Metrics, NotStarted, Part, running
 from daydo_observe import Observe, ObserveConfig
-from daydo_pipeline import Flow, Owner, Runs, RunsConfig
+from daydo_pipeline import Cost, Flow, Owner, Runs, RunsConfig
 from daydo_quota import Account, Ledger, LedgerConfig
 from daydo_redis import Redis, RedisConfig
 from daydo_sandbox import Sandbox, SandboxConfig
@@ -238,6 +238,38 @@ async def test_health_before_entry(noun: type[Part]) -> None:
     health = await house()[noun].health()
     assert isinstance(health, Health)
     assert health.status == "down"
+
+
+# -- in one transaction ------------------------------------------------------------------------------------------------
+
+
+class Follow:
+    """Starts a run, in the transaction in which it hears of it, for whatever was granted by ``follow``."""
+
+    runs: Runs
+
+    async def emit(self, event: Event, tx: Any = None) -> None:
+        if event.name == "quota.granted" and event.data["key"] == "follow":
+            await self.runs.start("small", {}, owner=Owner("acme", "u_7"), key="followed", tx=tx)
+
+
+async def test_parts_that_call_each_other_in_one_transaction_wait_for_nobody() -> None:
+    """A run that reserves while a grant starts a run: the turns are the transaction's, not each package's own."""
+    account, owner, follow = Account("acme", "u_7", "credits"), Owner("acme", "u_7"), Follow()
+    async with Database("sqlite://") as db:
+        await migrate(db, "daydo_pipeline", "daydo_quota")
+        ledger = Ledger(db, events=follow)
+        flow = Flow("small", quota=Cost("credits", 1))
+        flow.step("rest", _nothing)
+        follow.runs = Runs(db, RunsConfig(max_parallel=0), flows=[flow], quota=ledger)
+        async with ledger, follow.runs as runs:
+            await ledger.grant(account, 5, key="order")
+            async with asyncio.timeout(5), db.transaction() as tx:
+                await asyncio.gather(
+                    ledger.grant(account, 5, key="follow", tx=tx),
+                    runs.start("small", {}, owner=owner, key="own", tx=tx),
+                )
+            assert (await ledger.balance(account)).reserved == 2
 
 
 # -- entered and left --------------------------------------------------------------------------------------------------

@@ -94,6 +94,31 @@ async def test_a_step_that_is_never_settled_stops_being_executed(db):
         assert quota.operations(run.id) == ["reserve", "cancel"]
 
 
+class BrokenCancel(MemoryQuota):
+    """Leaves half of a cancellation behind, and says so to the transaction."""
+
+    tried = 0
+
+    async def cancel(self, account, *, key, tx, reason=""):
+        self.tried += 1
+        error = RuntimeError("the entry cannot be stored")
+        tx.set_rollback_only(error)
+        raise error
+
+
+async def test_a_hold_that_cannot_be_cancelled_for_a_fault_keeps_no_slot(db):
+    """A refusal is passed over; a fault is tried three times, as any other, and not for as long as it lasts."""
+    provider, quota = FakeProvider(), BrokenCancel()
+    provider.refuses = True
+    async with bench(db, config=msgspec.structs.replace(QUICK, lease_s=60.0), provider=provider, quota=quota) as b:
+        run = await b.start()
+        await eventually(lambda: quota.tried == 3)
+        await eventually(lambda: running_steps(b.runs) == 0)
+        with pytest.raises(RuntimeError, match="cannot be stored"):
+            await b.runs.cancel(OWNER, run.id)
+        assert quota.tried == 4
+
+
 async def test_a_poisoned_run_stops_neither_start_nor_sweep(db, caplog):
     """A run that cannot be ended is logged; one behind it ends, and it ends itself when it can."""
     caplog.set_level(logging.CRITICAL, "daydo.pipeline")

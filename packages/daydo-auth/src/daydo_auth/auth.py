@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from daydo_db import Database, Tx
+from daydo_db import Database, Tx, whole
 from daydo_kernel import (
     Clock,
     Event,
@@ -185,13 +185,13 @@ class Auth(Part):
     async def register(
         self, password: Password | HashedPassword, *, subject: str, tenant: str = "", tx: Tx | None = None
     ) -> None:
-        """Give ``subject`` a login and a password. After an error in your own ``tx``, roll it back.
+        """Give ``subject`` a login and a password.
 
         Nothing shows yet that the login is theirs; see :meth:`prove` for what becomes of it when somebody else does.
 
         Raises:
             LoginTaken: somebody in this tenant has it.
-            SubjectTaken: this subject is registered already.
+            SubjectTaken: this subject is registered already; your ``tx`` can only be rolled back.
             PasswordTooWeak, LoginUnusable, HashingSaturated: as :meth:`hash`.
             ValueError: ``subject`` or ``tenant`` is no name.
         """
@@ -540,10 +540,11 @@ class Auth(Part):
 
     async def _open(self, tx: Tx, tenant: str, subject: str, device: str, method: Method) -> Tokens:
         await self.roles.admit(tx, tenant, subject)
-        session, token = await self.sessions.open(tx, tenant, subject, device)
-        await self._tell(tx, "login", tenant, subject, session_id=session.id, device=device_name(device))
-        self._logins.opened(tx, method)
-        return self._tokens(session, token)
+        with whole(tx):
+            session, token = await self.sessions.open(tx, tenant, subject, device)
+            await self._tell(tx, "login", tenant, subject, session_id=session.id, device=device_name(device))
+            self._logins.opened(tx, method)
+            return self._tokens(session, token)
 
     async def _tell(self, tx: Tx, name: str, tenant: str, subject: str, **data: Any) -> None:
         await self._events.emit(Event(name=f"auth.{name}", tenant=tenant, subject=subject, data=data), tx)

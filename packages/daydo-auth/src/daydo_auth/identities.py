@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from daydo_db import Database, Tx, UniqueViolation, now_sql
+from daydo_db import Database, Tx, UniqueViolation, now_sql, whole
 from daydo_kernel import Clock, Event, EventSink
 
 from .errors import LoginTaken, LoginUnusable, SubjectTaken
@@ -87,7 +87,7 @@ class IdentityStore:
         """A new identity of ``subject``.
 
         Raises:
-            LoginTaken: somebody has it; roll back what the transaction has done.
+            LoginTaken: somebody has it; nothing was written.
         """
         if await self.add_or_find(tx, tenant, kind, login, subject, proven=proven) is not None:
             raise LoginTaken()
@@ -131,14 +131,17 @@ class IdentityStore:
         """A new login of a new subject.
 
         Raises:
-            LoginTaken, SubjectTaken: roll back what the transaction has done.
+            LoginTaken: nothing was written.
+            SubjectTaken: ``tx`` can only be rolled back.
         """
         # A plain read: a locking one of a missing row locks a gap at REPEATABLE READ, and two newcomers would deadlock.
         # Where the snapshot is old the INSERT knows better.
         if await self.exists(tx, tenant, LOGIN, login):
             raise LoginTaken()
-        await self.add_password(tx, tenant, subject, hashed)
-        await self.add(tx, tenant, LOGIN, login, subject, proven=False)
+        with whole(tx, but=LoginTaken):
+            await self.add(tx, tenant, LOGIN, login, subject, proven=False)
+        with whole(tx):
+            await self.add_password(tx, tenant, subject, hashed)
 
     async def find_password(self, tenant: str, login: str) -> tuple[str, str] | None:
         """(subject, hashed) of a login that has a password."""
@@ -164,7 +167,7 @@ class IdentityStore:
         """The first password of ``subject``.
 
         Raises:
-            SubjectTaken: there is one; roll back what the transaction has done.
+            SubjectTaken: there is one; nothing was written.
         """
         try:
             await tx.execute(
@@ -246,10 +249,11 @@ class Identities:
             raise LoginUnusable()
 
         async def write(tx: Tx) -> bool:
-            removed = await self._store.remove(tx, tenant, kind, normal, subject)
-            if removed:
-                what = {"kind": kind, "login": mask_identity(kind, normal)}
-                await self._events.emit(Event(name="auth.unlinked", tenant=tenant, subject=subject, data=what), tx)
+            with whole(tx):
+                removed = await self._store.remove(tx, tenant, kind, normal, subject)
+                if removed:
+                    what = {"kind": kind, "login": mask_identity(kind, normal)}
+                    await self._events.emit(Event(name="auth.unlinked", tenant=tenant, subject=subject, data=what), tx)
             return removed
 
         return await self._db.run(write, tx=tx)

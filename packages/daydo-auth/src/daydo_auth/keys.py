@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from daydo_db import Database, Tx
+from daydo_db import Database, Tx, whole
 from daydo_kernel import Clock, Event, EventSink, FieldError, Metrics, NotFound, new_id
 
 from .config import AuthConfig
@@ -120,7 +120,7 @@ class Keys:
             _require_within(self._roles.permissions(tenant, standing.roles), wanted)
             if by is not None:
                 _require_within(by.permissions, wanted)
-            now_us = await self._make_room(tx, tenant, subject)
+            now_us, excess = await self._require_room(tx, tenant, subject)
             if expires_at_us and not now_us < expires_at_us <= _END_OF_TIME_US:
                 raise _refused("expires_at", "须为将来的时间", "Must be in the future")
             secret, hashed, key_id = self._new_secret(kind)
@@ -134,9 +134,12 @@ class Keys:
                 created_at_us=now_us,
                 expires_at_us=expires_at_us,
             )
-            await self._rows.insert(tx, key, hashed)
             data = {"key_id": key_id, "kind": kind, "scopes": [*wanted], "expires_at_us": expires_at_us}
-            await self._tell(tx, "key_created", tenant, subject, by, data)
+            with whole(tx):
+                if excess:
+                    await self._rows.delete(tx, excess)
+                await self._rows.insert(tx, key, hashed)
+                await self._tell(tx, "key_created", tenant, subject, by, data)
             return NewKey(key, secret)
 
         return await self._db.run(write, tx=tx)
@@ -171,12 +174,13 @@ class Keys:
         _require_allowed(asks, tenant)
 
         async def write(tx: Tx) -> None:
-            revoked = await self._rows.revoke(tx, key_id, tenant, name)
+            with whole(tx):
+                revoked = await self._rows.revoke(tx, key_id, tenant, name)
+                if revoked:
+                    await self._feed.write(tx, "key", tenant, key_id)
+                    await self._tell(tx, "key_revoked", tenant, name, asks, {"key_id": key_id})
             if revoked is None:
                 raise KeyUnknown()
-            if revoked:
-                await self._feed.write(tx, "key", tenant, key_id)
-                await self._tell(tx, "key_revoked", tenant, name, asks, {"key_id": key_id})
 
         await self._db.run(write, tx=tx)
 
@@ -246,15 +250,13 @@ class Keys:
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    async def _make_room(self, tx: Tx, tenant: str, subject: str) -> int:
-        """Whether there may be one more; removes the oldest of those that work no more. The time."""
+    async def _require_room(self, tx: Tx, tenant: str, subject: str) -> tuple[int, Sequence[str]]:
+        """The time, and which to remove where there may be one more: the oldest of those that work no more."""
         keys, now_us = await self._rows.lock(tx, tenant, subject)
         if sum(key.works_at(now_us) for key in keys) >= (most := self._config.keys_per_subject_max):
             raise _refused("name", f"最多 {most} 个密钥", f"There may be {most} keys")
         dead = [key.id for key in keys if not key.works_at(now_us)]
-        if excess := dead[: max(0, len(dead) - _DEAD_KEPT)]:
-            await self._rows.delete(tx, excess)
-        return now_us
+        return now_us, dead[: max(0, len(dead) - _DEAD_KEPT)]
 
     def _new_secret(self, kind: KeyKind) -> tuple[str, bytes, str]:
         """(shown once, what is kept, id)"""

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from daydo_db import Database, Tx
+from daydo_db import Database, Tx, whole
 from daydo_kernel import Event, EventSink, FieldError
 
 from .codes import Codes
@@ -39,6 +39,7 @@ from .errors import (
     LoginUnusable,
     PasswordTooWeak,
     RiskRefused,
+    SubjectTaken,
     UnknownIdentity,
     WeChatCodeInvalid,
     WeChatUnavailable,
@@ -116,8 +117,11 @@ class Proofs:
         check_names(proof.tenant, subject)
 
         async def write(tx: Tx) -> None:
-            for kind, login in _names(proof):
-                await self._link(tx, proof, kind, login, subject)
+            first, *others = _names(proof)
+            await self._link(tx, proof, *first, subject)
+            with whole(tx):
+                for other in others:
+                    await self._link(tx, proof, *other, subject)
 
         await self._db.run(write, tx=tx)
 
@@ -173,7 +177,8 @@ class Proofs:
 
         async def write(tx: Tx) -> None:
             await self._store.register(tx, tenant, ready.login, subject, ready.hashed)
-            await self._tell(tx, "registered", tenant, subject)
+            with whole(tx):
+                await self._tell(tx, "registered", tenant, subject)
 
         await self._db.run(write, tx=tx)
 
@@ -187,9 +192,12 @@ class Proofs:
         fresh = await self._pool.run(self._hasher.hash, new)
 
         async def write(tx: Tx) -> None:
-            if not await self._store.replace_password(tx, tenant, subject, hashed, fresh):
+            with whole(tx):
+                replaced = await self._store.replace_password(tx, tenant, subject, hashed, fresh)
+                if replaced:
+                    await self._ended(tx, tenant, subject, "change", but=principal.session_id or None)
+            if not replaced:
                 raise WrongCredentials()  # changed meanwhile
-            await self._ended(tx, tenant, subject, "change", but=principal.session_id or None)
 
         await self._db.run(write, tx=tx)
 
@@ -218,8 +226,10 @@ class Proofs:
         fresh = await self._pool.run(self._hasher.hash, new)
 
         async def write(tx: Tx) -> None:
-            await self._store.add_password(tx, tenant, subject, fresh)
-            await self._tell(tx, "password_changed", tenant, subject, how="set")
+            with whole(tx, but=SubjectTaken):
+                await self._store.add_password(tx, tenant, subject, fresh)
+            with whole(tx):
+                await self._tell(tx, "password_changed", tenant, subject, how="set")
 
         await self._db.run(write, tx=tx)
 
@@ -227,14 +237,15 @@ class Proofs:
         check_names(tenant, subject)
 
         async def write(tx: Tx) -> None:
-            # In this order: a log-in that is quicker than the first is seen by what follows.
-            await self._store.forget(tx, tenant, subject)
-            await self._roles.hold(tx, tenant, subject)
-            await self._store.drop_keys(tx, tenant, subject)
-            await self._sessions.end_all(subject, tenant=tenant, why="forgotten", tx=tx)
-            await self._store.forget_sessions(tx, tenant, subject)
-            await self._roles.forget(tx, tenant, subject)
-            await self._tell(tx, "forgotten", tenant, subject)
+            with whole(tx):
+                # In this order: a log-in that is quicker than the first is seen by what follows.
+                await self._store.forget(tx, tenant, subject)
+                await self._roles.hold(tx, tenant, subject)
+                await self._store.drop_keys(tx, tenant, subject)
+                await self._sessions.end_all(subject, tenant=tenant, why="forgotten", tx=tx)
+                await self._store.forget_sessions(tx, tenant, subject)
+                await self._roles.forget(tx, tenant, subject)
+                await self._tell(tx, "forgotten", tenant, subject)
 
         await self._db.run(write, tx=tx)
 
@@ -345,14 +356,16 @@ class Proofs:
         owner = await self._store.lock(tx, proof.tenant, kind, login) if known else None
         is_proven = proof.way != "password"
         if owner is None:
-            owner = await self._store.add_or_find(tx, proof.tenant, kind, login, subject, proven=is_proven)
-            if owner is None:
-                await self._tell(tx, "linked", proof.tenant, subject, kind=kind, login=mask_identity(kind, login))
-                return
+            with whole(tx):
+                owner = await self._store.add_or_find(tx, proof.tenant, kind, login, subject, proven=is_proven)
+                if owner is None:
+                    await self._tell(tx, "linked", proof.tenant, subject, kind=kind, login=mask_identity(kind, login))
+                    return
         if owner.subject != subject:
             raise LoginTaken()
         if is_proven and not owner.verified_at_us:
-            await self._store.mark_proven(tx, proof.tenant, kind, login)
+            with whole(tx):
+                await self._store.mark_proven(tx, proof.tenant, kind, login)
 
     # -- steps: passwords ----------------------------------------------------------------------------------------
 

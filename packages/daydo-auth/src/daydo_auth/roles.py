@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from daydo_db import Database, Tx
+from daydo_db import Database, Tx, whole
 from daydo_kernel import Event, EventSink, FieldError, Metrics, NotFound
 
 from .config import AuthConfig
@@ -167,10 +167,11 @@ class Roles:
                 return role
             if old is None:
                 await self._require_room(tx, before, tenant)
-            epoch = await self._store.write(tx, role, is_new=old is None)
             data = {"role": name, "permissions": [*role.permissions], "inherits": [*role.inherits]}
-            await self._tell(tx, "role_defined", tenant, by, data)
-            await self._feed.write(tx, "roles", tenant, name, epoch)
+            with whole(tx):
+                epoch = await self._store.write(tx, role, is_new=old is None)
+                await self._tell(tx, "role_defined", tenant, by, data)
+                await self._feed.write(tx, "roles", tenant, name, epoch)
             return role
 
         return await self._changed(write, tx)
@@ -194,9 +195,10 @@ class Roles:
             if (old := _stored(before, tenant, name)) is None:
                 raise RoleUnknown(role=name[:64])
             self._judge(by, old, before, RoleTable(tuple(role for role in before.roles if role is not old)))
-            epoch = await self._store.remove(tx, tenant, name)
-            await self._tell(tx, "role_dropped", tenant, by, {"role": name})
-            await self._feed.write(tx, "roles", tenant, name, epoch)
+            with whole(tx):
+                epoch = await self._store.remove(tx, tenant, name)
+                await self._tell(tx, "role_dropped", tenant, by, {"role": name})
+                await self._feed.write(tx, "roles", tenant, name, epoch)
 
         await self._changed(write, tx)
 
@@ -399,10 +401,11 @@ class Roles:
             await self._require_known(tx, tenant, set(roles) - set(had.roles), view)
             if view is not None:
                 _require_within(by, grants_of(view, set(roles) ^ set(had.roles)))
-            await self._store.set_roles(tx, tenant, subject, roles)
             data = {"roles": [*roles], "before": [*had.roles]}
-            await self._tell(tx, "roles_assigned", tenant, by, data, subject)
-            await self._feed.write(tx, "subject", tenant, subject, had.epoch + 1)
+            with whole(tx):
+                await self._store.set_roles(tx, tenant, subject, roles)
+                await self._tell(tx, "roles_assigned", tenant, by, data, subject)
+                await self._feed.write(tx, "subject", tenant, subject, had.epoch + 1)
             return Standing(roles, had.epoch + 1, had.is_disabled, had.has_left)
 
         return await self._db.run(write, tx=tx)
@@ -422,11 +425,12 @@ class Roles:
                 _require_within(by, grants_of(view, had.roles))
             if had.is_disabled == disabled and (left or not had.has_left):
                 return had
-            await self._store.set_disabled(tx, tenant, subject, disabled=disabled, left=left)
-            if disabled:
-                await self._end_sessions(subject, tenant=tenant, why="disabled", tx=tx)
-            await self._tell(tx, "account_disabled" if disabled else "account_enabled", tenant, by, {}, subject)
-            await self._feed.write(tx, "subject", tenant, subject, had.epoch + 1)
+            with whole(tx):
+                await self._store.set_disabled(tx, tenant, subject, disabled=disabled, left=left)
+                if disabled:
+                    await self._end_sessions(subject, tenant=tenant, why="disabled", tx=tx)
+                await self._tell(tx, "account_disabled" if disabled else "account_enabled", tenant, by, {}, subject)
+                await self._feed.write(tx, "subject", tenant, subject, had.epoch + 1)
             return Standing(had.roles, had.epoch + 1, disabled, left)
 
         return await self._db.run(write, tx=tx)

@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from daydo_db import Database, Tx
+from daydo_db import Database, Tx, whole
 from daydo_kernel import Event, EventSink, Metrics
 
 from .errors import AuthError, RefreshReused, SessionRevoked, SessionUnknown, TokenExpired, TokenInvalid
@@ -203,16 +203,18 @@ class Sessions:
     ) -> int:
         if len(why) > _WHY_CHARS_MAX:
             raise ValueError(f"why must be at most {_WHY_CHARS_MAX} characters, not {why[:200]!r}")
-        ended = [each for each in session_ids if await self._rows.end(tx, each, why)]
-        for session_id in ended:
-            await self._feed.write(tx, "session", tenant, session_id)
-            data = {"session_id": session_id, **(about or {"why": why})}
-            await self._events.emit(Event(name=f"auth.{event}", tenant=tenant, subject=subject, data=data), tx)
-        if ended:
-            # Before the commit, so that with it nobody refreshes any more; and after it, for somebody may have asked
-            # for the row in between. Redis away: the feed tells every worker, and the row whoever starts later.
-            await self._store.forget(ended)
-            tx.after_commit(lambda: self._forget_again(ended))
+        with whole(tx):
+            ended = [each for each in session_ids if await self._rows.end(tx, each, why)]
+            for session_id in ended:
+                await self._feed.write(tx, "session", tenant, session_id)
+                data = {"session_id": session_id, **(about or {"why": why})}
+                await self._events.emit(Event(name=f"auth.{event}", tenant=tenant, subject=subject, data=data), tx)
+            if ended:
+                # Before the commit, so that with it nobody refreshes any more; and after it, for somebody may have
+                # asked for the row in between. Redis away: the feed tells every worker, and the row whoever starts
+                # later.
+                await self._store.forget(ended)
+                tx.after_commit(lambda: self._forget_again(ended))
         return len(ended)
 
     def _forget_again(self, session_ids: Sequence[str]) -> None:

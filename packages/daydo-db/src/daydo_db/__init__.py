@@ -27,6 +27,7 @@ from .errors import (
 from .migrate import Applied, migrate
 from .paging import Cursors, Cut, Keyset, Slice
 from .transaction import Transaction
+from .turns import taking_turns, whole
 from .tx import MYSQL, SQLITE, Dialect, Result, Tx, Value
 
 __all__ = [
@@ -66,4 +67,6 @@ __all__ = [
     "migrate",
     "now_sql",
     "read_now_us",
+    "taking_turns",
+    "whole",
 ]

@@ -33,6 +33,7 @@ from .slow import SlowQueries
 from .sqlite import SqliteEngine
 from .telemetry import Telemetry
 from .transaction import OUTCOMES, Transaction
+from .turns import taking_turns
 from .tx import (
     MYSQL,
     SQLITE,
@@ -189,16 +190,17 @@ class Database(Part):
     async def run(self, fn: Callable[[Tx], Awaitable[T]], *, tx: Tx | None = None, retries: int | None = None) -> T:
         """Call ``fn`` in a transaction; the pattern of every writing call of a library.
 
-        With ``tx`` it is ``await fn(tx)``: the caller's transaction, no retry, no commit. Without, ``fn`` runs in
-        one of its own and runs again, at most ``retries`` times (None: the configuration's ``run_retries``), where the
-        server undid it (``Deadlock``, ``LockTimeout``) or the connection broke before COMMIT. So ``fn`` has no effect
-        outside the database.
+        With ``tx`` it is ``await fn(tx)``: the caller's transaction, no retry, no commit; calls in it take turns, see
+        :mod:`daydo_db.turns`. Without, ``fn`` runs in one of its own and runs again, at most ``retries`` times (None:
+        the configuration's ``run_retries``), where the server undid it (``Deadlock``, ``LockTimeout``) or the
+        connection broke before COMMIT. So ``fn`` has no effect outside the database.
 
         Raises:
             DbError: as :meth:`transaction`, and whatever ``fn`` raises.
         """
         if tx is not None:
-            return await fn(tx)
+            async with taking_turns(tx):
+                return await fn(tx)
         wait_s = self.config.retry_wait_s
         retries = self.config.run_retries if retries is None else retries
         while True:

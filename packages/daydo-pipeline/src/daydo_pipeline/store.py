@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
-from daydo_db import Database, DbError, Tx, UniqueViolation, Value, now_sql, read_now_us
-from daydo_kernel import Clock, Event, EventSink
+from daydo_db import Database, DbError, Tx, UniqueViolation, Value, now_sql, read_now_us, whole
+from daydo_kernel import Clock, DaydoError, Event, EventSink
 
 from . import planner
 from .errors import KeyConflict
@@ -136,18 +136,19 @@ class Store:
 
     async def write(self, tx: Tx, before: RunRow, after: RunRow, now_us: int) -> None:
         """Make ``after`` of the locked ``before``: rows, quota, events, in the caller's transaction."""
-        for old, new in zip(before.steps, after.steps, strict=True):
-            if old != new:
-                await self._write_step(tx, after, old, new, now_us)
-        if (before.state, before.output, before.error) != (after.state, after.output, after.error):
-            await tx.execute(
-                "UPDATE daydo_pipeline_run SET state = ?, output = ?, error = ?, finished_at_us = ? WHERE id = ?",
-                (after.state, after.output, after.error, after.finished_at_us, after.id),
-            )
-        await self._settle(tx, before, after)
-        told = planner.facts(before, after)
-        await self._tell(tx, after, told, now_us)
-        tx.after_commit(lambda: self._committed(before, after))
+        with whole(tx):
+            for old, new in zip(before.steps, after.steps, strict=True):
+                if old != new:
+                    await self._write_step(tx, after, old, new, now_us)
+            if (before.state, before.output, before.error) != (after.state, after.output, after.error):
+                await tx.execute(
+                    "UPDATE daydo_pipeline_run SET state = ?, output = ?, error = ?, finished_at_us = ? WHERE id = ?",
+                    (after.state, after.output, after.error, after.finished_at_us, after.id),
+                )
+            await self._settle(tx, before, after)
+            told = planner.facts(before, after)
+            await self._tell(tx, after, told, now_us)
+            tx.after_commit(lambda: self._committed(before, after))
 
     async def insert(
         self, tx: Tx, run: RunRow, *, key: str, fingerprint: str, def_hash: str, hold_ttl_s: float
@@ -156,50 +157,59 @@ class Store:
 
         When the quota refuses, its error passes and nothing of the run is left in the transaction.
         """
-        unit, amount = (run.cost.unit, run.cost.amount) if run.cost else ("", 0)
-        try:
-            await insert_row(
-                tx,
-                "daydo_pipeline_run",
-                id=run.id,
-                tenant=run.owner.tenant,
-                subject=run.owner.subject,
-                op_key=key,
-                fingerprint=fingerprint,
-                flow=run.flow,
-                version=run.version,
-                def_hash=def_hash,
-                state=run.state,
-                unit=unit,
-                amount=amount,
-                inputs=run.inputs,
-                created_at_us=run.created_at_us,
-                deadline_us=run.deadline_us,
-            )
-        except UniqueViolation:
-            return False
-        for step in run.steps:
-            flow_key = f"{run.flow}/{run.version}"
-            await insert_row(tx, "daydo_pipeline_step", run_id=run.id, flow_key=flow_key, **asdict(step))
-        await self._reserve(tx, run, hold_ttl_s)
-        await self._tell(tx, run, [Fact(f"run.{run.state}", None)], run.created_at_us)
-        tx.after_commit(lambda: self._committed(None, run))
+        with whole(tx):
+            try:
+                await self._insert_run(tx, run, key, fingerprint, def_hash)
+            except UniqueViolation:
+                return False
+            for step in run.steps:
+                flow_key = f"{run.flow}/{run.version}"
+                await insert_row(tx, "daydo_pipeline_step", run_id=run.id, flow_key=flow_key, **asdict(step))
+            refusal = await self._reserve(tx, run, hold_ttl_s)
+            if refusal is None:
+                await self._tell(tx, run, [Fact(f"run.{run.state}", None)], run.created_at_us)
+                tx.after_commit(lambda: self._committed(None, run))
+        if refusal is not None:
+            raise refusal
         return True
 
-    async def _reserve(self, tx: Tx, run: RunRow, ttl_s: float) -> None:
+    async def _insert_run(self, tx: Tx, run: RunRow, key: str, fingerprint: str, def_hash: str) -> None:
+        unit, amount = (run.cost.unit, run.cost.amount) if run.cost else ("", 0)
+        await insert_row(
+            tx,
+            "daydo_pipeline_run",
+            id=run.id,
+            tenant=run.owner.tenant,
+            subject=run.owner.subject,
+            op_key=key,
+            fingerprint=fingerprint,
+            flow=run.flow,
+            version=run.version,
+            def_hash=def_hash,
+            state=run.state,
+            unit=unit,
+            amount=amount,
+            inputs=run.inputs,
+            created_at_us=run.created_at_us,
+            deadline_us=run.deadline_us,
+        )
+
+    async def _reserve(self, tx: Tx, run: RunRow, ttl_s: float) -> DaydoError | None:
+        """Hold the price; else why not, with nothing left of the run."""
         if run.cost is None or self._quota is None:
-            return
+            return None
         try:
             await self._quota.reserve(
                 account(run), run.cost.amount, key=run.id, ttl_s=ttl_s, tx=tx, reason=f"flow {run.flow}"
             )
         except DbError:
             raise
-        except Exception:
-            # The caller may catch a refusal and commit the rest of their transaction.
+        except DaydoError as refusal:
+            # The caller may catch it and commit the rest of their transaction.
             await tx.execute("DELETE FROM daydo_pipeline_step WHERE run_id = ?", (run.id,))
             await tx.execute("DELETE FROM daydo_pipeline_run WHERE id = ?", (run.id,))
-            raise
+            return refusal
+        return None
 
     async def repeated(
         self, tx: Tx, owner: Owner, *, key: str, fingerprint: str, locking: bool = False
@@ -309,7 +319,7 @@ class Store:
             await quota.cancel(account(run), key=run.id, tx=tx, reason=f"flow {run.flow} {run.state}")
         except DbError:
             raise
-        except Exception:
+        except DaydoError:
             # A run must be able to end; what the quota cannot return now, it returns when the hold expires.
             log.exception("the hold of run %s could not be cancelled", run.id)
 

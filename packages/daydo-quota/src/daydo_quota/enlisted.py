@@ -15,11 +15,7 @@ Accounts are locked one by one, in the order of their owners.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
 
 from daydo_db import Database, Transaction, Tx, Value, read_now_us
 from daydo_kernel import Clock
@@ -56,36 +52,6 @@ from .store import (
 
 _QUIET = (GrantUnits, Allow, Disallow, Extend, CatchUp)
 """Operations that need no grants but their own."""
-
-_turns: WeakKeyDictionary[Tx, asyncio.Lock] = WeakKeyDictionary()
-_around: ContextVar[tuple[Tx, ...]] = ContextVar("daydo_quota_around", default=())
-
-
-@asynccontextmanager
-async def taking_turns(tx: Tx) -> AsyncIterator[None]:
-    """One call at a time in ``tx``. A call from within another, by an event sink, is part of it."""
-    around = _around.get()
-    if any(known is tx for known in around):
-        yield
-        return
-    async with _turns.setdefault(tx, asyncio.Lock()):
-        inside = _around.set((*around, tx))
-        try:
-            yield
-        finally:
-            _around.reset(inside)
-
-
-@contextmanager
-def whole(tx: Tx, *, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """What fails in the block, ``but`` in one way, has left half of itself: ``tx`` must not be committed any more."""
-    try:
-        yield
-    except but:
-        raise
-    except BaseException as error:
-        tx.set_rollback_only(error)
-        raise
 
 
 class EnlistedStore(Store):

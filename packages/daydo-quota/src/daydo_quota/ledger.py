@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from daydo_db import Database, Tx, UniqueViolation, Value, now_sql
+from daydo_db import Database, Tx, UniqueViolation, Value, now_sql, taking_turns, whole
 from daydo_db.paging import check_limit
 from daydo_kernel import Clock, Config, Event, EventSink, Health, NoEvents, Page, Part, new_id
 
@@ -23,7 +23,7 @@ from .batcher import Batcher, Bounds, Tell, WriteDraft, Written
 from .blocks import Blocks, OpenHold, Terms
 from .counts import Counts
 from .draft import Draft, Drafts, DraftStore, Overtaken
-from .enlisted import EnlistedStore, taking_turns, whole
+from .enlisted import EnlistedStore
 from .errors import QuotaError
 from .free import FreeStore
 from .history import History

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from .failing import FailingTx, fail_each_step
 from .servers import Backend, PrivateMariaDB, find_backends, fresh_database
 from .statements import Statements, count_statements
 from .suites import DatabaseConformance, TxConformance
@@ -23,12 +24,14 @@ from .suites import DatabaseConformance, TxConformance
 __all__ = [
     "Backend",
     "DatabaseConformance",
+    "FailingTx",
     "PrivateMariaDB",
     "Statements",
     "TxConformance",
     "count_statements",
     "database_backends",
     "database_url",
+    "fail_each_step",
     "fresh_database",
 ]
 

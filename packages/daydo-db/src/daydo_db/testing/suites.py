@@ -19,6 +19,7 @@ from daydo_db import errors
 from daydo_db.config import DatabaseConfig
 from daydo_db.database import Database
 from daydo_db.transaction import Transaction
+from daydo_db.turns import whole
 from daydo_db.tx import Result, Tx
 from daydo_kernel import NotStarted
 
@@ -335,6 +336,32 @@ class TxConformance:
                     await _add(tx, "b")
         assert left.value.__cause__ is because.value
         assert await _names(observer) == []
+
+    async def test_what_fails_as_a_whole_can_only_be_rolled_back(self, observer: Database, open_tx: OpenTx) -> None:
+        """But for the one way in which it says that it has left nothing."""
+        with pytest.raises(errors.TransactionAborted) as left:
+            async with open_tx() as tx:
+                with pytest.raises(KeyError), whole(tx, but=KeyError):
+                    raise KeyError
+                await _add(tx, "a")
+                with pytest.raises(asyncio.CancelledError) as because, whole(tx, but=KeyError):
+                    raise asyncio.CancelledError
+        assert left.value.__cause__ is because.value
+        assert await _names(observer) == []
+
+    async def test_calls_at_once_in_one_take_turns(self, observer: Database, open_tx: OpenTx) -> None:
+        """Each finds what the one before has written. Those from within one wait for nobody but each other."""
+
+        async def add(tx: Tx) -> None:
+            known = await _names_in(tx)
+            await _add(tx, f"n{len(known)}")
+
+        async def add_two(tx: Tx) -> None:
+            await asyncio.gather(*(observer.run(add, tx=tx) for _ in range(2)))
+
+        async with asyncio.timeout(10), open_tx() as tx:
+            await asyncio.gather(*(observer.run(add_two, tx=tx) for _ in range(2)))
+        assert await _names(observer) == ["n0", "n1", "n2", "n3"]
 
     async def test_what_has_ended_is_beyond_rolling_back(self, observer: Database, open_tx: OpenTx) -> None:
         """To say so then changes nothing, neither for it nor for the next."""
