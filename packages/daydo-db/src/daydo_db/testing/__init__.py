@@ -16,10 +16,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from .database_suite import DatabaseConformance
 from .failing import FailingTx, fail_each_step
 from .servers import Backend, PrivateMariaDB, find_backends, fresh_database
 from .statements import Statements, count_statements
-from .suites import DatabaseConformance, TxConformance
+from .tx_suite import TxConformance
 
 __all__ = [
     "Backend",
