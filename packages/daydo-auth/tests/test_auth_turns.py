@@ -1,4 +1,3 @@
-# ruff: noqa: PT012 - the block that raises is the test
 """Calls with ``tx=``: whole or not at all, one at a time, on every database, in our transactions and in a session's."""
 
 from __future__ import annotations
@@ -6,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextvars import Context
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from daydo_auth import AccountDisabled, Auth, LoginTaken, Password, Principal, Proof, RoleUnknown, SubjectTaken
 from daydo_auth.keys import KeyRefused
-from daydo_db import Database, StatementFailed, TransactionAborted, Tx
+from daydo_db import Database, StatementFailed, Tx, taking_turns
 from daydo_db.sqlalchemy import enlist
 from daydo_db.testing import FailingTx, fail_each_step
 from daydo_kernel import Event
@@ -103,6 +103,8 @@ CALLS: dict[str, Call] = {
     "change a role": lambda auth, house, tx: auth.roles.define("editor", permissions=["image:*"], tx=tx),
     "drop a role": lambda auth, house, tx: auth.roles.drop("viewer", tx=tx),
     "give a role": lambda auth, house, tx: auth.roles.add("u_1", "viewer", tx=tx),
+    "take a role": lambda auth, house, tx: auth.roles.remove("u_1", "editor", tx=tx),
+    "set the roles": lambda auth, house, tx: auth.roles.assign("u_1", ["viewer"], tx=tx),
     "disable": lambda auth, house, tx: auth.roles.disable("u_1", tx=tx),
     "leave": lambda auth, house, tx: auth.roles.disable("u_1", by=house.principal, tx=tx),
     "enable": lambda auth, house, tx: auth.roles.enable("u_2", tx=tx),
@@ -154,26 +156,100 @@ async def test_a_refusal_leaves_its_transaction_as_it_was(house: House, begin: B
     assert [each.login for each in await auth.identities.list("u_3")] == []
 
 
-async def test_a_login_without_its_password_cannot_be_committed(house: House, begin: Begin) -> None:
-    """That a subject has a password is seen after its login was written."""
-    with pytest.raises(TransactionAborted):
-        async with begin() as tx:
-            with suppress(SubjectTaken):
-                await house.auth.register(house.newcomer, subject="u_1", tx=tx)
-    assert [each.login for each in await house.auth.identities.list("u_1")] == ["a@x.cn"]
+LATE: dict[str, tuple[type[Exception], Call]] = {
+    "register": (SubjectTaken, lambda auth, house, tx: auth.register(house.newcomer, subject="u_1", tx=tx)),
+    "link": (LoginTaken, lambda auth, house, tx: auth.link(house.stranger, subject="u_3", tx=tx)),
+}
+"""Refusals that come when the login, the openid, has been written: the password, the unionid is there already."""
 
 
-async def test_an_openid_without_its_unionid_cannot_be_committed(house: House, begin: Begin) -> None:
-    """That somebody else has the unionid is seen after the openid was written."""
+@pytest.fixture(params=LATE)
+async def late(request: pytest.FixtureRequest, house: House) -> tuple[type[Exception], Call]:
     await house.auth.link(Proof("", "wechat", "union_1", None, way="wechat"), subject="u_2")
-    with pytest.raises(TransactionAborted):
-        async with begin() as tx:
-            with suppress(LoginTaken):
-                await house.auth.link(house.stranger, subject="u_3", tx=tx)
-    assert await house.auth.identities.list("u_3") == []
+    return LATE[request.param]
+
+
+async def test_a_refusal_that_comes_late_is_taken_back(
+    house: House, begin: Begin, events: RecordedEvents, late: tuple[type[Exception], Call]
+) -> None:
+    """Its transaction goes on, and nothing was told."""
+    refusal, call = late
+    before, told = await house.rows(), len(events.events)
+    async with begin() as tx:
+        with pytest.raises(refusal):
+            await call(house.auth, house, tx)
+        await tx.execute("UPDATE daydo_auth_role_table SET epoch = epoch + 1")
+    assert len(events.events) == told
+    after = await house.rows()
+    assert after.pop("role_table") != before.pop("role_table")
+    assert after == before
+
+
+@pytest.mark.parametrize("error", [REFUSED, asyncio.CancelledError()], ids=["refused", "cancelled"])
+async def test_a_refusal_that_cannot_be_taken_back_cannot_be_committed(
+    house: House, begin: Begin, late: tuple[type[Exception], Call], error: BaseException
+) -> None:
+    """There would be a login without its password, an openid without its unionid."""
+    refusal, call = late
+    before = await house.rows()
+
+    async def refused(tx: Tx) -> None:
+        with suppress(refusal):
+            await call(house.auth, house, tx)
+
+    async for step in fail_each_step(begin, refused, error):
+        assert await house.rows() == before, f"at step {step}"
+    assert await house.rows() == before
+
+
+@pytest.mark.dialect("mysql")
+async def test_a_refusal_that_was_taken_back_keeps_nobody_else_waiting(
+    house: House, database_url: str, late: tuple[type[Exception], Call]
+) -> None:
+    """Not even at REPEATABLE READ, where what is looked for and missing is locked with all around it."""
+    refusal, call = late
+    engine = create_async_engine(database_url.replace("mysql:", "mysql+aiomysql:"), isolation_level="REPEATABLE READ")
+    auth = house.auth
+    around = [("u_0", "aa@x.cn", "openid_0"), ("u_10", "b@x.cm", "openid_10"), ("u_30", "b@x.cnn", "openid_2")]
+    try:
+        async with asyncio.timeout(10), AsyncSession(engine) as session, session.begin():
+            tx = await enlist(session)
+            with pytest.raises(refusal):
+                await call(auth, house, tx)
+            for subject, login, openid in around:
+                await auth.register(Password(login, SECRET), subject=subject)
+                await auth.link(Proof("", "wechat:app", openid, None, way="wechat"), subject=subject)
+    finally:
+        await engine.dispose()
 
 
 # -- in turn -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_call_sends_nothing_outside_its_turn(house: House, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What it reads may be what the one before it has yet to write: during each statement nobody else gets a turn."""
+    others: list[asyncio.Task[None]] = []
+
+    async def take_a_turn(tx: Tx) -> None:
+        async with taking_turns(tx):
+            pass
+
+    def watched(send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def send_in_turn(*args: Any) -> Any:
+            others.append(asyncio.create_task(take_a_turn(tx), context=Context()))
+            await asyncio.sleep(0)
+            assert not others[-1].done(), args
+            return await send(*args)
+
+        return send_in_turn
+
+    async with house.db.transaction() as tx:
+        monkeypatch.setattr(tx, "execute", watched(tx.execute))
+        monkeypatch.setattr(tx, "execute_all", watched(tx.execute_all))
+        await CALLS[name](house.auth, house, tx)
+        await asyncio.gather(*others)
+    assert others
 
 
 async def at_once(tx: Tx, *calls: Callable[[Tx], Awaitable[Any]]) -> list[Any]:

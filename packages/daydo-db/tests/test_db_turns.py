@@ -1,13 +1,19 @@
-"""The test against what is left half-done finds it, and nothing where there is nothing."""
+"""Turns that end otherwise than they began, and the test against what is left half-done.
+
+What turns are for stands in the suite of a Tx.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import Context
 
 import pytest
 
-from daydo_db import Database, StatementFailed, Tx, whole
+from daydo_db import Database, StatementFailed, Tx, taking_turns, whole
 from daydo_db.testing import FailingTx, fail_each_step
 
 
@@ -54,3 +60,52 @@ async def test_each_step_fails_once_and_what_is_left_shows(
         assert step == len(found)
     assert found == left
     assert (await db.query("SELECT name FROM item")).rows == [("first",), ("second",)]
+
+
+async def test_a_task_that_outlives_its_call_takes_turns_with_those_after_it(db: Database) -> None:
+    """It is part of that call no more."""
+    go_on, told, tasks = asyncio.Event(), list[str](), list[asyncio.Task[None]]()
+
+    async def look(tx: Tx) -> None:
+        told.append("begins")
+        await tx.execute("SELECT 1")
+        told.append("ends")
+
+    async def look_later(tx: Tx) -> None:
+        await go_on.wait()
+        await db.run(look, tx=tx)
+
+    async def leave_a_task(tx: Tx) -> None:
+        tasks.append(asyncio.create_task(look_later(tx)))
+
+    async with db.transaction() as tx:
+        await db.run(leave_a_task, tx=tx)
+        go_on.set()
+        await asyncio.gather(*tasks, db.run(look, tx=tx))
+    assert told == ["begins", "ends"] * 2
+
+
+async def test_a_task_that_outlives_its_call_keeps_no_transaction(db: Database) -> None:
+    """However long it lives."""
+    tasks = list[asyncio.Task[bool]]()
+
+    async def leave_a_task(tx: Tx) -> None:
+        tasks.append(asyncio.create_task(asyncio.Event().wait()))
+
+    async with db.transaction() as tx:
+        await db.run(leave_a_task, tx=tx)
+    ended = weakref.ref(tx)
+    del tx
+    gc.collect()
+    assert ended() is None
+    tasks[0].cancel()
+
+
+async def test_a_turn_may_end_in_another_context_than_it_began_in(db: Database) -> None:
+    """As that of a dependency which a framework closes in a task of its own."""
+    async with db.transaction() as tx:
+        turn = taking_turns(tx)
+        await asyncio.create_task(turn.__aenter__(), context=Context())
+        await asyncio.create_task(turn.__aexit__(None, None, None), context=Context())
+        async with asyncio.timeout(1), taking_turns(tx):
+            pass

@@ -191,7 +191,7 @@ class Auth(Part):
 
         Raises:
             LoginTaken: somebody in this tenant has it.
-            SubjectTaken: this subject is registered already; your ``tx`` can only be rolled back.
+            SubjectTaken: this subject is registered already.
             PasswordTooWeak, LoginUnusable, HashingSaturated: as :meth:`hash`.
             ValueError: ``subject`` or ``tenant`` is no name.
         """
@@ -246,7 +246,7 @@ class Auth(Part):
         With ``tx`` it is part of your transaction: prove, then create the person, link and open a session in one.
 
         Raises:
-            LoginTaken: somebody else has it; roll back what the transaction has done, and see :meth:`identify`.
+            LoginTaken: somebody else has it, or the unionid that was proven with it; see :meth:`identify`.
             ValueError: ``subject`` is no name.
         """
         self._require_started()

@@ -131,8 +131,7 @@ class IdentityStore:
         """A new login of a new subject.
 
         Raises:
-            LoginTaken: nothing was written.
-            SubjectTaken: ``tx`` can only be rolled back.
+            LoginTaken, SubjectTaken: nothing is left of it in ``tx``.
         """
         # A plain read: a locking one of a missing row locks a gap at REPEATABLE READ, and two newcomers would deadlock.
         # Where the snapshot is old the INSERT knows better.
@@ -140,8 +139,13 @@ class IdentityStore:
             raise LoginTaken()
         with whole(tx, but=LoginTaken):
             await self.add(tx, tenant, LOGIN, login, subject, proven=False)
-        with whole(tx):
-            await self.add_password(tx, tenant, subject, hashed)
+        with whole(tx, but=SubjectTaken):
+            try:
+                await self.add_password(tx, tenant, subject, hashed)
+            except SubjectTaken:
+                # The caller may catch it and commit the rest of their transaction.
+                await self.remove(tx, tenant, LOGIN, login, subject)
+                raise
 
     async def find_password(self, tenant: str, login: str) -> tuple[str, str] | None:
         """(subject, hashed) of a login that has a password."""

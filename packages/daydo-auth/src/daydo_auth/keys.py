@@ -251,7 +251,11 @@ class Keys:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     async def _require_room(self, tx: Tx, tenant: str, subject: str) -> tuple[int, Sequence[str]]:
-        """The time, and which to remove where there may be one more: the oldest of those that work no more."""
+        """The time, and which keys to remove for one more: the oldest of those that work no more.
+
+        Raises:
+            KeyRefused: there may be no more.
+        """
         keys, now_us = await self._rows.lock(tx, tenant, subject)
         if sum(key.works_at(now_us) for key in keys) >= (most := self._config.keys_per_subject_max):
             raise _refused("name", f"最多 {most} 个密钥", f"There may be {most} keys")

@@ -24,7 +24,7 @@ definitions, subject, API keys, sessions.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from daydo_db import Database, Tx, whole
@@ -117,11 +117,7 @@ class Proofs:
         check_names(proof.tenant, subject)
 
         async def write(tx: Tx) -> None:
-            first, *others = _names(proof)
-            await self._link(tx, proof, *first, subject)
-            with whole(tx):
-                for other in others:
-                    await self._link(tx, proof, *other, subject)
+            await self._link(tx, proof, _names(proof), subject)
 
         await self._db.run(write, tx=tx)
 
@@ -340,9 +336,8 @@ class Proofs:
 
         async def write(tx: Tx) -> None:
             # The same person in another application of the same owner, or its first unionid.
-            for (kind, login), owner in zip(_names(proof), owners, strict=True):
-                if owner is None:
-                    await self._link(tx, proof, kind, login, subject)
+            new = [name for name, owner in zip(_names(proof), owners, strict=True) if owner is None]
+            await self._link(tx, proof, new, subject)
 
         try:
             await self._db.run(write)
@@ -350,22 +345,40 @@ class Proofs:
             return await self._known(proof)  # linked to somebody in this very moment
         return proof.of(subject)
 
-    async def _link(self, tx: Tx, proof: Proof, kind: str, login: str, subject: str) -> None:
-        # Locked only where there is a row: a lock on none is one on a gap, and two newcomers would deadlock.
-        known = await self._store.exists(tx, proof.tenant, kind, login)
-        owner = await self._store.lock(tx, proof.tenant, kind, login) if known else None
+    async def _link(self, tx: Tx, proof: Proof, names: Sequence[tuple[str, str]], subject: str) -> None:
         is_proven = proof.way != "password"
-        if owner is None:
-            with whole(tx):
-                owner = await self._store.add_or_find(tx, proof.tenant, kind, login, subject, proven=is_proven)
+        with whole(tx, but=LoginTaken):
+            owners = await self._take(tx, proof.tenant, names, subject, proven=is_proven)
+        with whole(tx):
+            for (kind, login), owner in zip(names, owners, strict=True):
                 if owner is None:
                     await self._tell(tx, "linked", proof.tenant, subject, kind=kind, login=mask_identity(kind, login))
-                    return
-        if owner.subject != subject:
-            raise LoginTaken()
-        if is_proven and not owner.verified_at_us:
-            with whole(tx):
-                await self._store.mark_proven(tx, proof.tenant, kind, login)
+                elif is_proven and not owner.verified_at_us:
+                    await self._store.mark_proven(tx, proof.tenant, kind, login)
+
+    async def _take(
+        self, tx: Tx, tenant: str, names: Sequence[tuple[str, str]], subject: str, *, proven: bool
+    ) -> list[Identity | None]:
+        """Give ``subject`` each of ``names`` that it does not have; for each what there was, None where it is new.
+
+        Raises:
+            LoginTaken: somebody else has one; nothing is left of the others.
+        """
+        owners: list[Identity | None] = []
+        for name in names:
+            # Locked only where there is a row: a lock on none is one on a gap, and two newcomers would deadlock.
+            known = await self._store.exists(tx, tenant, *name)
+            owner = await self._store.lock(tx, tenant, *name) if known else None
+            if owner is None:
+                owner = await self._store.add_or_find(tx, tenant, *name, subject, proven=proven)
+            if owner is not None and owner.subject != subject:
+                # The caller may catch it and commit the rest of their transaction.
+                for taken, was in zip(names, owners, strict=False):
+                    if was is None:
+                        await self._store.remove(tx, tenant, *taken, subject)
+                raise LoginTaken()
+            owners.append(owner)
+        return owners
 
     # -- steps: passwords ----------------------------------------------------------------------------------------
 

@@ -8,34 +8,53 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from weakref import WeakKeyDictionary
 
 from .tx import Tx
 
 _turns: WeakKeyDictionary[Tx, asyncio.Lock] = WeakKeyDictionary()
-_calls: ContextVar[tuple[tuple[Tx, asyncio.Lock], ...]] = ContextVar("daydo_db_calls", default=())
-"""Around this task, the innermost first: the transaction of each, and the turns of the calls from within it."""
+
+
+class _Call:
+    """One that is under way in ``tx``, and the turns of those from within it. Once it has ended it is in none."""
+
+    __slots__ = ("turns", "tx")
+
+    def __init__(self, tx: Tx) -> None:
+        self.tx: Tx | None = tx
+        self.turns = asyncio.Lock()
+
+
+_calls: ContextVar[tuple[_Call, ...]] = ContextVar("daydo_db_calls", default=())
+"""Around this task, the innermost first. A task that outlives a call still has it here."""
 
 
 @asynccontextmanager
 async def taking_turns(tx: Tx) -> AsyncIterator[None]:
     """One call at a time in ``tx``. Calls from within it, by an event sink or another library, are part of it, and take
-    turns among themselves."""
-    around = _calls.get()
-    turn = next((within for known, within in around if known is tx), None)
+    turns among themselves: those of its own task and of the tasks that it starts, and should await. Whoever else calls
+    waits for its end, so it must not wait for them."""
+    around = tuple(call for call in _calls.get() if call.tx is not None)
+    turn = next((call.turns for call in around if call.tx is tx), None)
     async with turn or _turns.setdefault(tx, asyncio.Lock()):
-        outside = _calls.set(((tx, asyncio.Lock()), *around))
+        call = _Call(tx)
+        outside = _calls.set((call, *around))
         try:
             yield
         finally:
-            _calls.reset(outside)
+            call.tx = None
+            with suppress(ValueError):  # A generator may be left in another context than it was entered in.
+                _calls.reset(outside)
 
 
 @contextmanager
 def whole(tx: Tx, *, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """What fails in the block, ``but`` in one way, has left half of itself: ``tx`` must not be committed any more."""
+    """What fails in the block has left half of itself, and ``tx`` must not be committed any more.
+
+    ``but``: the one error that says that nothing was left.
+    """
     try:
         yield
     except but:

@@ -54,7 +54,7 @@ class Quota(Protocol):
     """Who holds and charges credits, in the shape of ``daydo_quota.Ledger``; all three are idempotent by ``key``.
 
     Each call joins the transaction it is given: it commits with the run's own change or not at all. A refusal is a
-    ``DaydoError`` and has written nothing.
+    ``DaydoError``, but no ``DbError``, and has written nothing; whatever else is raised is a fault.
     """
 
     async def reserve(
