@@ -54,7 +54,7 @@ def small_flow() -> Flow:
 
 def house() -> dict[type[Part], Part]:
     """One of each noun, wired as an application wires them, in the order of entering."""
-    db, redis = Database("sqlite://"), Redis("embedded://memory")
+    db, redis = Database("sqlite://"), Redis("embedded://memory", RedisConfig(command_timeout_s=5))
     ledger = Ledger(db)
     runs = Runs(db, flows=[small_flow()], quota=ledger)
     auth = Auth(db, redis, AuthConfig(keys={"test": secrets.token_urlsafe(48)}, pepper=secrets.token_urlsafe(48)))

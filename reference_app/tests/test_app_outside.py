@@ -24,7 +24,7 @@ from daydo_auth import (
 )
 from daydo_auth.wechat import WeChat, WeChatConfig
 from daydo_db import Database, migrate
-from daydo_redis import Redis
+from daydo_redis import Redis, RedisConfig
 from daydo_sandbox import Fault, Sandbox
 from reference_app.main import compose
 from reference_app.outside import outside_world
@@ -57,7 +57,7 @@ async def wechat(sandbox: Sandbox) -> AsyncIterator[WeChat]:
 @pytest.fixture
 async def auth(sms: SmsSender, wechat: WeChat) -> AsyncIterator[Auth]:
     config = AuthConfig(keys={"k": "key-0123456789-abcdefghijklmnopqrst"}, pepper="pepper-0123456789-abcdefghijklmnop")
-    async with Database("sqlite://") as db, Redis("embedded://memory") as redis:
+    async with Database("sqlite://") as db, Redis("embedded://memory", RedisConfig(command_timeout_s=5)) as redis:
         await migrate(db, "daydo_auth")
         async with Auth(db, redis, config, senders={"phone": sms}, wechat=wechat) as auth:
             yield auth

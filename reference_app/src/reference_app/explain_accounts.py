@@ -23,7 +23,7 @@ from daydo_auth.sql_sessions import SessionRows
 from daydo_db import Database, Tx
 from daydo_kernel import NoEvents, new_id
 from daydo_quota import Ledger
-from daydo_redis import Redis
+from daydo_redis import Redis, RedisConfig
 
 from .accounts.config import TENANT, InvitesConfig, SignUpCredits
 from .accounts.contact import Contact
@@ -36,11 +36,13 @@ from .explain_steps import PAGE, leaf, sent
 
 _PASSWORD, _OTHER_PASSWORD = "Correct-horse-7", "Correct-horse-8"  # of users of a scratch database
 _KEEP_S = 3600.0
+# Nobody waits here; and what hashes passwords beside it keeps a busy machine for longer than a request would wait.
+_PATIENT = RedisConfig(command_timeout_s=10.0, subscribe_timeout_s=10.0)
 
 
 async def walk_accounts(db: Database, ledger: Ledger, people: People) -> None:
     """All of it."""
-    async with Redis("embedded://") as redis:
+    async with Redis("embedded://", _PATIENT) as redis:
         outside = _Outside()
         async with _auth(db, redis, outside, rounds=4) as auth:
             contact = await _walk_sign_up(db, auth, ledger)
