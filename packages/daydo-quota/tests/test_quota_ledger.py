@@ -364,8 +364,8 @@ class LostAnswers(Database):
 
     lose = True
 
-    async def run(self, fn: Callable[[Tx], Awaitable[T]], *, tx: Tx | None = None, retries: int = 3) -> T:
-        result = await super().run(fn, tx=tx, retries=retries)
+    async def run(self, fn: Callable[[Tx], Awaitable[T]], **options: Any) -> T:
+        result = await super().run(fn, **options)
         self.lose = not self.lose
         if not self.lose:
             raise CommitUnknown

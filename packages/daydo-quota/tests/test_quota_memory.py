@@ -225,15 +225,27 @@ async def until_committed(db: Database, key: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_what_the_tables_contradict_is_forgotten(ledger: Ledger, db: Database) -> None:
+async def test_what_the_tables_contradict_is_forgotten(ledger: Ledger, other: Ledger, db: Database) -> None:
     """Somebody deleted a row by hand: the call that would have changed it is refused, the next one looks."""
     await ledger.grant(ANN, 5, key="order")
-    await ledger.reserve(ANN, 1, key="task")
+    await other.grant(ANN, 5, key="gift")
+    await ledger.reserve(ANN, 1, key="task")  # Its draft was wrong, so the next call is not drafted.
     await db.execute("DELETE FROM daydo_quota_hold")
     with pytest.raises(BooksDisagree):
         await ledger.confirm(ANN, key="task")
     with pytest.raises(HoldUnknown):
         await ledger.confirm(ANN, key="task")
+
+
+async def test_a_draft_that_the_tables_contradict_is_read_anew(ledger: Ledger, db: Database) -> None:
+    """What it would have left is not remembered; what is there is."""
+    await ledger.grant(ANN, 5, key="order")
+    await ledger.reserve(ANN, 1, key="task")
+    await db.execute("DELETE FROM daydo_quota_hold")
+    with pytest.raises(HoldUnknown):
+        await ledger.confirm(ANN, key="task")
+    assert await ledger.balance(ANN) == Balance(available=4, reserved=1)
+    assert (await ledger.reserve(ANN, 1, key="other")).created
 
 
 async def test_a_key_of_another_account_is_still_a_conflict(ledger: Ledger) -> None:

@@ -26,6 +26,7 @@ from .errors import (
 )
 from .migrate import Applied, migrate
 from .paging import Cursors, Cut, Keyset, Slice
+from .pipelined import Pipelined
 from .transaction import Transaction
 from .turns import taking_turns, whole
 from .tx import MYSQL, SQLITE, Dialect, Result, Tx, Value
@@ -50,6 +51,7 @@ __all__ = [
     "Keyset",
     "LockTimeout",
     "NotNullViolation",
+    "Pipelined",
     "PoolTimeout",
     "QueryTimeout",
     "Result",

@@ -37,6 +37,8 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
             for a goodbye.
         lock_timeout_s: wait for a row, table or file lock at most this long, then ``LockTimeout``.
         statement_timeout_s: a statement that runs longer is killed, then ``QueryTimeout``.
+        pipelining: where it was asked for and pays, send a transaction of one packet before the one ahead of it is
+            answered; off for a proxy that drops what comes before its turn.
         run_retries: ``run`` repeats a transaction that the server undid this often.
         retry_wait_s: ``run`` waits a random part of this, doubled each time, before it repeats.
         migrate_wait_s: a migration waits for another runner at most this long, then ``LockTimeout``.
@@ -65,6 +67,7 @@ class DatabaseConfig(Config, frozen=True, kw_only=True):
     connect_timeout_s: Seconds = 5.0
     lock_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 5.0
     statement_timeout_s: Seconds = 30.0
+    pipelining: bool = True
     run_retries: Annotated[int, Meta(ge=0, le=100)] = 3
     retry_wait_s: Annotated[float, Meta(ge=0, le=60)] = 0.02
     migrate_wait_s: Seconds = 600.0

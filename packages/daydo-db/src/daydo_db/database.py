@@ -27,6 +27,7 @@ from .errors import (
 )
 from .mapping import was_refused
 from .migrate import require_schema
+from .pipelined import Pipelined
 from .pool import Pool
 from .replicas import Replicas, heart_beats
 from .slow import SlowQueries
@@ -102,12 +103,21 @@ class Database(Part):
     def __repr__(self) -> str:
         return f"Database({str(self.location)!r})"
 
+    def pipelined(self) -> Pipelined:
+        """Where transactions of one packet each follow one another: see :meth:`transaction`."""
+        possible = self.config.pipelining and self._engine.begins_late
+        return Pipelined(self._writers, self.telemetry, possible=possible)
+
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, behind: Pipelined | None = None) -> AsyncIterator[Transaction]:
         """Open a transaction; leaving commits it, an exception rolls it back and passes on.
 
         MySQL: READ COMMITTED. SQLite: IMMEDIATE on the one writer. A cancellation during COMMIT waits for
         its answer first. The connection is given back however the block ends.
+
+        One ``behind`` others is a single ``execute_all(…, commit_within_s=…)``. It goes out at once on the connection
+        they share, and is carried out after those that went before, whatever became of them. Where that is not
+        possible (SQLite, ``pipelining`` off) it has a connection to itself.
 
         Raises:
             InsideTransaction: this task already has one open here.
@@ -118,8 +128,9 @@ class Database(Part):
         self._require_started()
         self.require_outside()
         task = asyncio.current_task()
-        connection = await self._writers.acquire()
-        tx = self._inside[task] = Transaction(self._engine, connection)
+        lender = self._writers if behind is None or not behind.possible else behind
+        connection = await lender.acquire()
+        tx = self._inside[task] = Transaction(self._engine, connection, pipelined=lender is behind)
         try:
             await tx.begin()
             yield tx
@@ -130,7 +141,7 @@ class Database(Part):
             raise
         finally:
             del self._inside[task]
-            self._writers.release(connection)
+            lender.release(connection)
             self._replicas.wrote()
             self._transactions.cell(tx.outcome).inc()
             if tx.outcome == "committed":
@@ -187,13 +198,20 @@ class Database(Part):
         async with self._readers.connection() as connection:
             return await connection.execute(statement, args)
 
-    async def run(self, fn: Callable[[Tx], Awaitable[T]], *, tx: Tx | None = None, retries: int | None = None) -> T:
+    async def run(
+        self,
+        fn: Callable[[Tx], Awaitable[T]],
+        *,
+        tx: Tx | None = None,
+        retries: int | None = None,
+        behind: Pipelined | None = None,
+    ) -> T:
         """Call ``fn`` in a transaction; the pattern of every writing call of a library.
 
         With ``tx`` it is ``await fn(tx)``: the caller's transaction, no retry, no commit; calls in it take turns, see
         :mod:`daydo_db.turns`. Without, ``fn`` runs in one of its own and runs again, at most ``retries`` times (None:
         the configuration's ``run_retries``), where the server undid it (``Deadlock``, ``LockTimeout``) or the
-        connection broke before COMMIT. So ``fn`` has no effect outside the database.
+        connection broke before COMMIT. So ``fn`` has no effect outside the database. ``behind`` is for those.
 
         Raises:
             DbError: as :meth:`transaction`, and whatever ``fn`` raises.
@@ -206,7 +224,7 @@ class Database(Part):
         while True:
             own = None
             try:
-                async with self.transaction() as own:
+                async with self.transaction(behind=behind) as own:
                     return await fn(own)
             except DbError as error:
                 kept = own is not None and own.outcome in ("committed", "unknown")  # by ``fn`` itself

@@ -259,7 +259,7 @@ class MysqlConnection:
             statement, args = statements[0]
             self._give_up(stop, statement, args, began_s)
             raise
-        self._telemetry.done_all(statements, answers.results, [began_s, *answers.ended_s])
+        self._telemetry.done_all(statements, answers.results, [answers.began_s, *answers.ended_s])
         if answers.error is not None:
             failed = statements[min(len(answers.results), len(statements) - 1)][0]
             raise self._refused(answers.error, failed) from answers.error

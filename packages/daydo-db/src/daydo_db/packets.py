@@ -5,6 +5,9 @@ what has come, in whatever pieces it comes, without any I/O; a :class:`Wire` fee
 wakes the waiting task once, at the end. What a statement's rows look like is remembered by the bytes that said
 so: where the same bytes come again they are compared and not read.
 
+A command may be sent before those ahead of it are answered: the server reads one when it has done the one
+before, and answers in their order.
+
 The facts are those of MySQL's and MariaDB's protocol documentation, "command phase" and "text protocol": a
 packet is 3 bytes of length, 1 of sequence number, and its payload; a payload of 2²⁴ - 1 bytes goes on in the
 next packet.
@@ -15,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import math
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -94,6 +98,7 @@ class Answer:
         "_text",
         "_then",
         "_to_come",
+        "began_s",
         "done",
         "error",
         "rest",
@@ -116,6 +121,7 @@ class Answer:
         self.status: int | None = None
         self.done = False
         self.rest = b""
+        self.began_s = 0.0
 
     def feed(self, data: bytes) -> bool:
         """Take what has come; True once the answer is complete.
@@ -267,7 +273,8 @@ class Answer:
 class Answers(Answer):
     """The answer to several statements in one text: ``ended_s`` is when each result was there, on the clock ``now_s``.
 
-    ``error`` is that of the first statement that failed, after which the server has carried out no other.
+    ``began_s`` is when the command was sent, or the one ahead of it done. ``error`` is that of the first statement that
+    failed, after which the server has carried out no other.
     """
 
     __slots__ = ("_now_s", "ended_s")
@@ -282,8 +289,16 @@ class Answers(Answer):
         self.ended_s.append(self._now_s())
 
 
+class _Asked(NamedTuple):
+    """A command that was sent; within ``timeout_s`` from when it is the first, ``answer`` is to be had."""
+
+    answer: Answer
+    answered: asyncio.Future[None]
+    timeout_s: float | None
+
+
 class Wire(asyncio.BufferedProtocol):
-    """A connection after its login: one command at a time, one answer to each.
+    """A connection after its login: commands, carried out in their order, and an answer to each.
 
     Attributes:
         status: the server's flags as of the last answer.
@@ -294,8 +309,7 @@ class Wire(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._buffer = memoryview(bytearray(_CHUNK))
-        self._answer: Answer | None = None
-        self._answered: asyncio.Future[None] | None = None
+        self._asked: deque[_Asked] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_s = 0.0
         self._gone = asyncio.Event()
@@ -311,9 +325,10 @@ class Wire(asyncio.BufferedProtocol):
 
         Raises:
             MySQLError: the server said no (its number and message), or went away (2013).
-            TimeoutError: no complete answer within ``timeout_s``; None is no limit.
+            TimeoutError: no complete answer within ``timeout_s``; None is no limit. The time that those ahead take does
+                not count.
         """
-        self._require_idle()
+        self._require_there()
         packets, number = _framed(command)
         switch = self._switch(several=False)
         answer = Answer(text, shapes, number, preceded=bool(switch))
@@ -327,7 +342,7 @@ class Wire(asyncio.BufferedProtocol):
 
         Errors as in :meth:`ask`, but the server's own about a statement, which is in the answer.
         """
-        self._require_idle()
+        self._require_there()
         packets, number = _framed(QUERY + texts)
         switch = self._switch(several=True)
         answer = Answers(shapes, self._loop.time, number, preceded=bool(switch))
@@ -341,19 +356,17 @@ class Wire(asyncio.BufferedProtocol):
         self._takes_several = several
         return _SEVERAL_ON if several else _SEVERAL_OFF
 
-    def _require_idle(self) -> None:
-        if self.lost or self._answer is not None:
+    def _require_there(self) -> None:
+        if self.lost:
             raise OperationalError(_LOST, "the connection is lost")
 
     async def _exchange(self, packets: bytes, answer: Answer, timeout_s: float | None) -> None:
-        self._answered = answered = self._loop.create_future()
-        self._answer = answer
+        answered = self._loop.create_future()
+        self._asked.append(_Asked(answer, answered, timeout_s))
         self._transport.write(packets)
-        self._limit(timeout_s)
-        try:
-            await answered
-        finally:
-            self._answered = None
+        if len(self._asked) == 1:
+            self._await_first()
+        await answered
 
     async def quit(self) -> None:
         """Say goodbye and wait until the connection is closed."""
@@ -372,45 +385,51 @@ class Wire(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        answer = self._answer
-        if answer is None or self.lost:
-            self.abort()  # Nothing was asked. A server says why it goes, then it goes.
-            return
-        try:
-            if not answer.feed(bytes(self._buffer[:nbytes])):
+        data = bytes(self._buffer[:nbytes])
+        while data:
+            if not self._asked or self.lost:
+                self.abort()  # Nothing was asked. A server says why it goes, then it goes.
                 return
-        except Exception as error:
-            self.abort()
-            self._settle(error)
-            return
-        if answer.status is not None:  # An error alone does not tell it.
-            self.status = answer.status
-        if answer.rest:
-            self.abort()
-        self._settle(None)
+            answer = self._asked[0].answer
+            try:
+                if not answer.feed(data):
+                    return
+            except Exception as error:
+                self.abort()
+                self._settle(error)
+                return
+            if answer.status is not None:  # An error alone does not tell it.
+                self.status = answer.status
+            data = answer.rest
+            self._settle(None)
 
     def eof_received(self) -> None:
         self.lost = True
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
+        while self._asked:
+            self._settle(OperationalError(_LOST, f"the connection broke ({type(error).__name__})"))
         if self._timer is not None:
             self._timer.cancel()
-        self._settle(OperationalError(_LOST, f"the connection broke ({type(error).__name__})"))
         self._gone.set()
 
     def _settle(self, error: BaseException | None) -> None:
-        self._answer = None
-        if self._answered is None or self._answered.done():
-            return
-        if error is None:
-            self._answered.set_result(None)
-        else:
-            self._answered.set_exception(error)
+        """The first is answered, and the next is the first now."""
+        _, answered, _ = self._asked.popleft()
+        if not answered.done():
+            if error is None:
+                answered.set_result(None)
+            else:
+                answered.set_exception(error)
+        if self._asked:
+            self._await_first()
 
-    def _limit(self, timeout_s: float | None) -> None:
+    def _await_first(self) -> None:
+        answer, _, timeout_s = self._asked[0]
+        answer.began_s = self._loop.time()
         # One timer that finds out when it fires whether it still matters: most statements are done long before.
-        self._deadline_s = -math.inf if timeout_s is None else self._loop.time() + timeout_s
+        self._deadline_s = math.inf if timeout_s is None else answer.began_s + timeout_s
         if self._timer is not None and self._timer.when() > self._deadline_s:
             self._timer.cancel()
             self._timer = None
@@ -419,11 +438,12 @@ class Wire(asyncio.BufferedProtocol):
 
     def _expire(self) -> None:
         self._timer = None
-        if self._answer is None or self._answered is None:
+        if not self._asked or self._deadline_s == math.inf:
             return
         if self._loop.time() < self._deadline_s:
             self._timer = self._loop.call_at(self._deadline_s, self._expire)
         else:
+            self.abort()  # Else the late answer would be taken for that of the next.
             self._settle(TimeoutError())
 
 

@@ -131,12 +131,16 @@ class Pool:
         if connection not in self._busy:
             return  # The pool was closed around its user.
         self._busy.discard(connection)
-        if connection.usable and not connection.in_transaction and not self._is_old(connection):
+        if self.is_fit(connection) and not connection.in_transaction:
             self._hand_over(connection)
         else:
             self._discard(connection)
             self._supply()
         self._tell_if_empty()
+
+    def is_fit(self, connection: Connection) -> bool:
+        """Whether one that is lent can go on being used."""
+        return connection.usable and not self._is_old(connection)
 
     def trim(self) -> None:
         """Close what has been idle too long or lives too long, open ahead what is missing; called now and then."""
@@ -145,7 +149,7 @@ class Pool:
         surplus = len(self._idle) - self._keep
         for idle in self._idle:
             unneeded = surplus > 0 and now_s - idle.since_s > self._config.pool_idle_s
-            if unneeded or not idle.connection.usable or self._is_old(idle.connection):
+            if unneeded or not self.is_fit(idle.connection):
                 self._discard(idle.connection)
                 surplus -= 1
             else:
@@ -186,7 +190,7 @@ class Pool:
         """An idle connection that needs no ping."""
         while self._idle:
             connection, since_s = self._idle[-1]
-            fit = connection.usable and not self._is_old(connection)
+            fit = self.is_fit(connection)
             if fit and not self._is_stale(since_s):
                 return self._idle.pop().connection
             if fit:
@@ -239,7 +243,7 @@ class Pool:
             return await self._connect()
 
     async def _is_fit(self, idle: _Idle) -> bool:
-        if not idle.connection.usable or self._is_old(idle.connection):
+        if not self.is_fit(idle.connection):
             return False
         if not self._is_stale(idle.since_s) or await idle.connection.ping():
             return True

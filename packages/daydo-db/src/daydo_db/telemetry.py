@@ -12,6 +12,8 @@ from daydo_kernel import Metrics
 
 from .tx import Result, Statement, Value
 
+_SMOOTHED = 16
+
 
 class Sent(NamedTuple):
     """One statement that a connection has sent; ``result`` is None where it was given up after ``seconds``."""
@@ -23,7 +25,10 @@ class Sent(NamedTuple):
 
 
 class Telemetry:
-    """Shared by all connections of one database."""
+    """Shared by all connections of one database.
+
+    ``commit_s``: how long a server took for a COMMIT lately, the way to it not counted.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         statements = metrics.counter("statements_total", "Statements sent, by how they ended.", ("outcome",))
@@ -33,6 +38,7 @@ class Telemetry:
         self._kills = kills.cell()
         self._listeners: list[tuple[float, Callable[[Sent], None]]] = []
         self._least_s = math.inf
+        self.commit_s = 0.0
 
     @contextmanager
     def listening(self, listener: Callable[[Sent], None], *, least_s: float = 0.0) -> Iterator[None]:
@@ -61,6 +67,8 @@ class Telemetry:
         """Those that have a result; ``ended_s`` is when they were sent, then when each was done."""
         for (statement, args), result, (began_s, end_s) in zip(statements, results, pairwise(ended_s), strict=False):
             self.done(statement, args, end_s - began_s, result)
+            if statement.verb == "COMMIT":
+                self.commit_s += (end_s - began_s - self.commit_s) / _SMOOTHED
 
     def failed(self) -> None:
         self._failed.inc()

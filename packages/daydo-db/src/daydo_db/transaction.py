@@ -52,14 +52,15 @@ DEADLY = (Deadlock, LockTimeout, ConnectionLost, QueryTimeout, StorageFull)
 class Transaction:
     """An open transaction; made by :meth:`daydo_db.Database.transaction`, implements :class:`daydo_db.Tx`.
 
-    Tasks may share one; their statements take turns.
+    Tasks may share one; their statements take turns. Of a ``pipelined`` one the connection is others', too.
     """
 
     outcome: Outcome
 
-    def __init__(self, engine: Engine, connection: Connection) -> None:
+    def __init__(self, engine: Engine, connection: Connection, *, pipelined: bool = False) -> None:
         self._engine = engine
         self._connection = connection
+        self._pipelined = pipelined
         self._turn = asyncio.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._dead: BaseException | None = None
@@ -98,6 +99,7 @@ class Transaction:
             self._require_alive()
             if commit_within_s is not None and not self._open_savepoints:
                 return await to_the_end(self._finish(checked, commit_within_s))
+            self._require_own()
             if not checked:
                 return []
             if self._begun:
@@ -178,6 +180,7 @@ class Transaction:
             await self._begin_now()
 
     async def _begin_now(self) -> None:
+        self._require_own()
         if not self._begun:
             self._begun = True
             await self._run([(self._engine.begin, ())])
@@ -201,7 +204,7 @@ class Transaction:
         if not self._connection.usable:
             self.set_rollback_only(ConnectionLost())
             raise ConnectionLost()
-        begin = [(self._engine.begin, ())] if statements and not self._begun else []
+        begin = self._beginning() if statements and not self._begun else []
         commit = [(compile_statement(self.dialect.name, "COMMIT"), ())] if statements or self._begun else []
         self._begun = bool(commit)
         try:
@@ -213,6 +216,10 @@ class Transaction:
             raise CommitUnknown() from error
         self._ended, self.outcome = True, "committed"
         return results[len(begin) : len(results) - len(commit)]
+
+    def _beginning(self) -> list[tuple[Statement, Sequence[Value]]]:
+        undo = [(compile_statement(self.dialect.name, "ROLLBACK"), ())] if self._pipelined else []
+        return [*undo, (self._engine.begin, ())]
 
     async def rollback(self) -> None:
         """ROLLBACK where there is something to roll back; its own failure is the pool's business only."""
@@ -241,6 +248,11 @@ class Transaction:
             except BaseException as error:
                 self.set_rollback_only(error)
                 raise
+
+    def _require_own(self) -> None:
+        if self._pipelined:
+            reason = "a pipelined transaction is one execute_all(…, commit_within_s=…), and nothing else"
+            raise StatementFailed(reason=reason, statement="")
 
     def _require_alive(self) -> None:
         if self.outcome == "unknown":  # Whoever has swallowed that must not be told that nothing was kept.

@@ -5,13 +5,20 @@ Theory
 A call puts its operation into a *line* and waits for its answer. There is no timer: a batch is what came while the one
 before was being written. A call alone is written at once, and many at once share one COMMIT.
 
-The *main* line has more than one writer, so that one batch is decided here while the server carries out another. Each
-takes its share of the accounts that are asked about, and none that another one is writing: so batches of this process
-never wait for one another's accounts, and an account's calls are decided in their order. Calls on one busy account
-are one batch after the other; then there is nothing to share.
+The *main* line has more than one writer, so that one batch is decided here while the server carries out another.
 
 *Drafts.* A batch of the main line is first decided without asking the database, where that can be, and written in one
-packet (``draft.py``). If that was not right nothing is kept, and it is read and decided anew.
+packet (``draft.py``). If that was not right nothing is kept, and its calls come again in front, to be *read* and
+decided anew.
+
+*Behind one another.* A draft is decided on what those before it will leave, and sent behind them on their connection,
+before they are answered: so the server goes from one to the next. If one fails so do those on its accounts behind it.
+Each writer takes its share of the calls.
+
+*Side by side.* Where COMMIT takes long, batches have connections of their own, for then a server syncs their COMMITs
+together. So do those that are read. None of them is on an account that another batch has: so batches of this process
+never wait for one another's accounts, and an account's calls are decided in their order. Each writer takes its share of
+the accounts; calls on one busy account are one batch after the other.
 
 *Somebody else's lock.* A batch locks its accounts without waiting. An account that another transaction has (a caller's
 with ``tx=``, another process's) gets a *lane*, a line of its own that does wait; its calls queue there, in their order,
@@ -42,7 +49,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from daydo_db import (
@@ -51,6 +59,7 @@ from daydo_db import (
     Database,
     Deadlock,
     LockTimeout,
+    Pipelined,
     PoolTimeout,
     QueryTimeout,
     StorageFull,
@@ -126,12 +135,15 @@ class Bounds(NamedTuple):
 
 
 class _Call:
-    """An operation, and the caller who waits for its answer."""
+    """An operation, and the caller who waits for its answer. ``number`` is its place among all; ``read``: it cannot be
+    drafted."""
 
-    __slots__ = ("accounts", "answer", "in_doubt", "op", "waits_since_s")
+    __slots__ = ("accounts", "answer", "in_doubt", "number", "op", "read", "waits_since_s")
 
-    def __init__(self, op: Op) -> None:
+    def __init__(self, op: Op, number: int) -> None:
         self.op = op
+        self.number = number
+        self.read = False
         self.accounts = accounts_of(op)
         self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.in_doubt = False  # It may have been committed.
@@ -142,47 +154,84 @@ class _Call:
             self.answer.set_exception(CommitUnknown() if self.in_doubt else error)
 
 
+class _Batch(NamedTuple):
+    """``behind``: it is sent behind those of the line that are ``behind``, too, and may be on accounts of theirs."""
+
+    calls: list[_Call]
+    accounts: set[AccountKey]
+    behind: bool
+
+
 class _Line:
     """Calls in their order. ``patient``: its batches wait for accounts; ``shared``: it is of several accounts.
 
-    ``at_work`` of its ``writers`` are, on the accounts in ``writing``.
+    ``at_work`` of its ``writers`` are, on the batches ``under_way``.
     """
 
-    __slots__ = ("at_work", "calls", "name", "patient", "shared", "writers", "writing")
+    __slots__ = ("at_work", "calls", "name", "patient", "shared", "under_way", "writers")
 
     def __init__(self, name: str, *, patient: bool, shared: bool, writers: int = 1) -> None:
         self.name, self.patient, self.shared, self.writers = name, patient, shared, writers
         self.calls: deque[_Call] = deque()
         self.at_work = 0
-        self.writing: set[AccountKey] = set()
+        self.under_way: list[_Batch] = []
 
-    def take(self, most: int) -> list[_Call]:
-        """A writer's next batch: what is asked about its share of the accounts, but those that are being written."""
+    def is_free(self, call: _Call, *, behind: bool) -> bool:
+        """Whether a batch could be on its accounts now."""
+        others = [batch.accounts for batch in self.under_way if not (behind and batch.behind)]
+        return all([accounts.isdisjoint(call.accounts) for accounts in others])  # noqa: C419 - half the time
+
+    def take(self, most: int, *, behind: bool = False) -> _Batch:
+        """A writer's next batch: its share, all of it to be drafted or all to be read."""
         enough = most * self.writers  # Beyond these a share is as large as a batch may be.
-        asked = _accounts_in(islice(self.calls, enough))
-        share = max(_LEAST_SHARE, math.ceil(len(asked | self.writing) / self.writers))
-        mine, others = set[AccountKey](), set(self.writing)
+        under_way = _accounts_in(chain.from_iterable([batch.calls for batch in self.under_way]))
+        if behind:
+            most, share = min(most, self._share_of_calls()), enough
+        else:
+            asked = _accounts_in(islice(self.calls, enough))
+            share = max(_LEAST_SHARE, math.ceil(len(asked | under_way) / self.writers))
+        mine, others = set[AccountKey](), set[AccountKey]()
         batch, left = list[_Call](), list[_Call]()
         while self.calls and len(batch) + len(left) < enough:
             call = self.calls.popleft()
             if call.answer.done():
                 continue
             room = len(batch) < most and (len(mine) < share or mine.issuperset(call.accounts))
-            if room and others.isdisjoint(call.accounts):
+            alike = not batch or call.read == batch[0].read
+            free = under_way.isdisjoint(call.accounts) or self.is_free(call, behind=behind and not call.read)
+            if room and alike and free and others.isdisjoint(call.accounts):
                 batch.append(call)
                 mine.update(call.accounts)
             else:
                 left.append(call)
                 others.update(call.accounts)  # What is asked about them later must not come before this.
         self.calls.extendleft(reversed(left))
-        return batch
+        return _Batch(batch, mine, behind and bool(batch) and not batch[0].read)
+
+    def _share_of_calls(self) -> int:
+        calls = len(self.calls) + sum([len(batch.calls) for batch in self.under_way])
+        return math.ceil(calls / self.writers)
+
+    def put_back(self, calls: Iterable[_Call]) -> None:
+        self.calls = deque(sorted([*calls, *self.calls], key=attrgetter("number")))
 
 
 class Batcher:
     """Writes the operations of many callers together, from one entering of the ledger to its leaving."""
 
-    def __init__(self, db: Database, decide: Decide, write: Write, spawn: Spawn, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        db: Database,
+        decide: Decide,
+        write: Write,
+        spawn: Spawn,
+        bounds: Bounds,
+        behind: Pipelined | None,
+    ) -> None:
+        """Drafts are sent ``behind`` one another there (None: never)."""
         self._db = db
+        self._behind = behind
+        self._numbers = count()
         self._decide = decide
         self._write = write
         self._spawn = spawn
@@ -212,7 +261,7 @@ class Batcher:
             raise LedgerLeft()
         if len(self._calls) >= self._bounds.queue:
             raise QueueFull(size=self._bounds.queue)
-        call = _Call(op)
+        call = _Call(op, next(self._numbers))
         self._calls.add(call)
         self._idle.clear()
         try:
@@ -262,9 +311,12 @@ class Batcher:
         if line.patient and call.waits_since_s == math.inf:
             call.waits_since_s = _now_s()
         line.calls.append(call)
-        if not line.at_work or (line.at_work < line.writers and line.writing.isdisjoint(call.accounts)):
+        if not line.at_work or (line.at_work < line.writers and line.is_free(call, behind=self._go_behind(line))):
             line.at_work += 1
             self._spawn(self._work(line), line.name).add_done_callback(self._refuse)
+
+    def _go_behind(self, line: _Line) -> bool:
+        return line is self._main and self._behind is not None and self._behind.pays
 
     async def _work(self, line: _Line) -> None:
         try:
@@ -287,16 +339,15 @@ class Batcher:
                 await self._settle(lane.take(self._bounds.batch), lane)
 
     async def _work_off(self, line: _Line) -> None:
-        while batch := line.take(self._bounds.batch):
-            accounts = _accounts_in(batch)
-            line.writing |= accounts
+        while (batch := line.take(self._bounds.batch, behind=self._go_behind(line))).calls:
+            line.under_way.append(batch)
             try:
                 await self._settle(batch, line)
             finally:
-                line.writing -= accounts
+                line.under_way.remove(batch)
             if line.patient:
                 # They are no longer new: what is asked next about those of whom nobody waits here need not come here.
-                self._close(line, accounts - _accounts_in(line.calls))
+                self._close(line, batch.accounts - _accounts_in(line.calls))
             # Those who were just answered ask their next question now; a batch later they would make two of half size.
             await asyncio.sleep(0)
 
@@ -325,22 +376,38 @@ class Batcher:
                 else:
                     self._enter_lane(call, self._line_of(call))
 
+    def _put_back(self, calls: Iterable[_Call]) -> None:
+        """Of the main line, to be read next; those whose account has got a lane meanwhile wait there."""
+        again = []
+        for call in calls:
+            call.read = True
+            if (line := self._line_of(call)) is self._main:
+                again.append(call)
+            else:
+                self._enter_lane(call, line)
+        self._main.put_back(again)
+
     def _enter_lane(self, call: _Call, lane: _Line) -> None:
         call.waits_since_s = _now_s()
         self._append(lane, call)
 
     # Batches
 
-    async def _settle(self, batch: list[_Call], line: _Line) -> None:
-        """Answer every call of ``batch``, or see it into a lane."""
-        parts = deque([batch])
+    async def _settle(self, batch: _Batch, line: _Line) -> None:
+        """Answer every call of ``batch``, see it into a lane, or put it back to be read."""
+        parts = deque([batch.calls])
         while parts:
             calls = [call for call in parts.popleft() if not call.answer.done()]
             if not calls:
                 continue
             self._under_way.update(calls)
             try:
-                await self._commit(calls, line)
+                if line.patient or calls[0].read:
+                    await self._commit(calls, line)
+                else:
+                    await self._commit_draft(calls, line, self._behind if batch.behind else None)
+            except Overtaken:
+                self._put_back(calls)
             except Blocked:
                 self._wait_on(calls, line)
             except _EVERYBODYS as error:
@@ -356,8 +423,6 @@ class Batcher:
                 self._under_way.difference_update(calls)
 
     async def _commit(self, calls: list[_Call], line: _Line) -> None:
-        if not line.patient and await self._commit_draft(calls, line):
-            return
         repeats_left, claims_left = self._bounds.retries, self._bounds.retries + 1
         while calls := [call for call in calls if not call.answer.done()]:
             try:
@@ -377,21 +442,21 @@ class Batcher:
                 self._see_into_lanes(calls, line, written)
                 return
 
-    async def _commit_draft(self, calls: list[_Call], line: _Line) -> bool:
-        """Whether all could be decided without asking, and was written so."""
+    async def _commit_draft(self, calls: list[_Call], line: _Line, behind: Pipelined | None) -> None:
+        """Decide them without asking, and write that.
+
+        Raises:
+            Overtaken: that could not be, or did not come true.
+        """
         draft = self._decide([call.op for call in calls])
         if draft is None:
-            return False
+            raise Overtaken
+        patience_s, tell = self._patience_s(calls, line), partial(_tell, calls)
         try:
-            await self._db.run(
-                lambda tx: draft(tx, self._patience_s(calls, line), partial(_tell, calls)), retries=self._bounds.retries
-            )
-        except Overtaken:
-            return False
+            await self._db.run(lambda tx: draft(tx, patience_s, tell), retries=self._bounds.retries, behind=behind)
         except CommitUnknown as error:
             _doubt(calls, error, line)
-            return False
-        return True
+            raise Overtaken from error
 
     async def _write_in(self, calls: list[_Call], line: _Line, tx: Tx) -> Written:
         ops, patience_s = [call.op for call in calls], self._patience_s(calls, line)

@@ -26,7 +26,7 @@ were written here last, and no draft is dated before what was written here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from time import monotonic
 from typing import NamedTuple
@@ -38,7 +38,7 @@ from .errors import QuotaError
 from .memory import Memory, Sheet, open_hold
 from .ops import Allow, Disallow, Op, Refund, accounts_of, settled_key
 from .planner import plan
-from .rows import AccountKey, HoldRow, Plan, Rules, State
+from .rows import AccountKey, AccountRow, HoldRow, Plan, Rules, State
 from .store import BY_ID, Asked, Store, marks
 
 _ASKING_MORE = (Refund, Allow, Disallow)
@@ -59,11 +59,12 @@ class Overtaken(Exception):
 
 
 class Draft(NamedTuple):
-    """What becomes of ``ops`` if the accounts of ``sheets``, by id, are as remembered, and if it is not earlier than
-    ``from_us`` and not later than ``until_us``."""
+    """What becomes of ``ops`` if ``accounts`` are as remembered, and if it is not earlier than ``from_us`` and not
+    later than ``until_us``. ``sheets`` are those of the accounts, by id, and may have gone on since."""
 
     ops: Sequence[Op]
     plan: Plan
+    accounts: Sequence[AccountRow]
     sheets: dict[int, Sheet]
     from_us: int
     until_us: int
@@ -81,6 +82,13 @@ class Drafts:
         """The database said what time it is (0: it was not asked)."""
         if now_us:
             self._time.told(now_us)
+
+    def sent(self, draft: Draft) -> None:
+        """From now on the accounts are remembered as it will leave them: what follows it is decided on that.
+
+        If it fails, the stamp that is remembered stands nowhere, so nothing that follows it comes true either.
+        """
+        self._memory.learn(draft.sheets, draft.plan)
 
     def came_true(self, draft: Draft, now_us: int) -> None:
         self._time.told(now_us)
@@ -107,7 +115,8 @@ class Drafts:
         if any([isinstance(outcome, QuotaError) for outcome in decided.outcomes]):  # noqa: C419 - half the time
             return None
         sheets = {sheet.account.id: sheet for sheet in known.values()}
-        return Draft(ops, decided, sheets, now_us, min(due_us - 1, now_us + _LATEST_US))
+        until_us = min(due_us - 1, now_us + _LATEST_US)
+        return Draft(ops, decided, list(accounts.values()), sheets, now_us, until_us)
 
     def _remembered(self, ops: Sequence[Op]) -> tuple[dict[AccountKey, Sheet], list[HoldRow]] | None:
         """The sheets of all accounts, and the holds that ``ops`` are about, if nothing else is needed."""
@@ -129,11 +138,14 @@ class Drafts:
 
 
 class DraftStore(Store):
-    """The transaction in which a draft is written."""
+    """The transaction in which a draft is written; ``sent`` is called when it goes out."""
 
-    def __init__(self, tx: Tx, clock: Clock | None, patience_s: float, draft: Draft) -> None:
+    def __init__(
+        self, tx: Tx, clock: Clock | None, patience_s: float, draft: Draft, sent: Callable[[Draft], None]
+    ) -> None:
         super().__init__(tx, clock, patience_s)
         self._draft = draft
+        self._sent = sent
         self.now_us = 0
         """The database's time, once it is written."""
 
@@ -144,8 +156,10 @@ class DraftStore(Store):
             Overtaken: an account is locked, or not as it was remembered, a key is not new, or it is another time.
             CommitUnknown: of the ``last``.
         """
+        packet = [self._require_true(), *self._writes(plan)]
+        self._sent(self._draft)
         try:
-            [seen, *_] = await self._send([self._require_true(), *self._writes(plan)], last=last)
+            [seen, *_] = await self._send(packet, last=last)
         except CommitUnknown:
             raise
         except DbError as error:
@@ -154,7 +168,7 @@ class DraftStore(Store):
 
     def _require_true(self) -> Asked:
         """The stamps are compared by their sum: those of a batch are alike, and any other are random."""
-        rows = [sheet.account for sheet in self._draft.sheets.values()]
+        rows = self._draft.accounts
         ids = sorted(row.id for row in rows)
         wrong = f"COALESCE(SUM(stamp), 0) <> ? OR {self._now} NOT BETWEEN ? AND ?"
         where = f"{BY_ID[self._dialect]} WHERE id IN ({marks(ids)}) {self._free}"

@@ -171,6 +171,7 @@ class Ledger(Part):
         self.config = config
         self.clock = clock
         self.events: EventSink = events if events is not None else NoEvents()
+        self._tells = not isinstance(self.events, NoEvents)
         self._rules = config.rules
         self._blocks = Blocks(self)
         self._history = History(db)
@@ -726,7 +727,9 @@ class Ledger(Part):
             retries=self.config.retries,
             busy_timeout_s=self.config.busy_timeout_s,
         )
-        return Batcher(self.db, self._draft, self._write, self._spawn, bounds)
+        # What an event sink writes does not go into one packet with what it tells of.
+        behind = None if self._tells else self.db.pipelined()
+        return Batcher(self.db, self._draft, self._write, self._spawn, bounds, behind)
 
     # One operation
 
@@ -770,8 +773,7 @@ class Ledger(Part):
         return None if draft is None else partial(self._write_draft, draft)
 
     async def _write_draft(self, draft: Draft, tx: Tx, patience_s: float, tell: Tell) -> None:
-        store = DraftStore(tx, self.clock, patience_s, draft)
-        tx.after_commit(partial(self._memory.learn, draft.sheets, draft.plan))
+        store = DraftStore(tx, self.clock, patience_s, draft, self._drafts.sent)
         tx.after_commit(partial(tell, draft.plan.outcomes))
         try:
             await self._make_so(draft.ops, draft.plan, store, last=True)
@@ -797,11 +799,10 @@ class Ledger(Part):
         return Written(told, reading.held, reading.missing)
 
     async def _make_so(self, ops: Sequence[Op], decided: Plan, store: Store, *, last: bool = False) -> None:
-        tells = not isinstance(self.events, NoEvents)
         accounts = {row.id: row for row in decided.accounts}
         store.tx.after_commit(partial(self._counts.committed, ops, decided, accounts))
-        await store.write(decided, last=last and not tells)
-        if tells:
+        await store.write(decided, last=last and not self._tells)
+        if self._tells:
             for entry in decided.entries:
                 await self.events.emit(_event(accounts[entry.account_id], entry), tx=store.tx)
             for notice in decided.notices:
