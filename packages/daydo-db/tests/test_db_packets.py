@@ -458,6 +458,53 @@ async def test_a_command_without_a_limit_is_not_ended_by_the_one_before() -> Non
     server.close()
 
 
+async def test_answers_to_several_commands_come_in_any_pieces() -> None:
+    """Each gets its own, in the order in which they were asked."""
+    error = packet(1, b"\xff\x9a\x06#22003out of range: 5")
+    script = Script()
+    wire, server = await wired(script)
+    asking = [asyncio.create_task(wire.ask(QUERY + b"x", "q", Shapes(), 5)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    for byte in ROWS + error + ROWS:
+        script.transport.write(bytes([byte]))
+        await asyncio.sleep(0)
+    first, failed, last = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(first, Result)
+    assert first == last
+    assert isinstance(failed, MySQLError)
+    assert not wire.lost
+    wire.abort()
+    server.close()
+
+
+async def test_a_late_answer_is_not_the_next_ones() -> None:
+    """Whoever is behind one that ran out of time has lost the connection with it."""
+    script = Script()
+    wire, server = await wired(script)
+    asking = [asyncio.create_task(wire.ask(QUERY + b"x", "q", Shapes(), within_s)) for within_s in (0.05, 60)]
+    await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+    script.transport.write(ROWS)
+    slow, behind = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(slow, TimeoutError)
+    assert isinstance(behind, MySQLError)
+    assert wire.lost
+    server.close()
+
+
+async def test_the_time_of_a_command_begins_when_it_is_the_first() -> None:
+    """A server that is busy with the one ahead has not begun with it."""
+    answer = packet(1, b"\x00\x00\x00\x02\x00\x00\x00")
+    script = Script()
+    wire, server = await wired(script)
+    asking = [asyncio.create_task(wire.ask(QUERY + b"x", "q", Shapes(), 0.5)) for _ in range(3)]
+    for _ in asking:
+        await asyncio.sleep(0.3)
+        script.transport.write(answer)
+    assert await asyncio.gather(*asking) == [Result()] * 3
+    wire.abort()
+    server.close()
+
+
 async def test_an_error_tells_its_sqlstate() -> None:
     """Where its message is not to be shown, it is what remains beside the number."""
     wire, server = await wired(Script(packet(1, b"\xff\x9a\x06#22003out of range: 5")))

@@ -130,7 +130,7 @@ class Database(Part):
         task = asyncio.current_task()
         lender = self._writers if behind is None or not behind.possible else behind
         connection = await lender.acquire()
-        tx = self._inside[task] = Transaction(self._engine, connection, pipelined=lender is behind)
+        tx = self._inside[task] = Transaction(self._engine, connection, single_packet=behind is not None)
         try:
             await tx.begin()
             yield tx

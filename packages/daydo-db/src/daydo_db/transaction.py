@@ -52,15 +52,15 @@ DEADLY = (Deadlock, LockTimeout, ConnectionLost, QueryTimeout, StorageFull)
 class Transaction:
     """An open transaction; made by :meth:`daydo_db.Database.transaction`, implements :class:`daydo_db.Tx`.
 
-    Tasks may share one; their statements take turns. Of a ``pipelined`` one the connection is others', too.
+    Tasks may share one; their statements take turns. One in a ``single_packet`` may be on a connection of others, too.
     """
 
     outcome: Outcome
 
-    def __init__(self, engine: Engine, connection: Connection, *, pipelined: bool = False) -> None:
+    def __init__(self, engine: Engine, connection: Connection, *, single_packet: bool = False) -> None:
         self._engine = engine
         self._connection = connection
-        self._pipelined = pipelined
+        self._single_packet = single_packet
         self._turn = asyncio.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._dead: BaseException | None = None
@@ -84,6 +84,7 @@ class Transaction:
         statement = self._checked(sql, args)
         async with self._turn:
             self._require_alive()
+            self._require_packets()
             await self._begin_now()
             [result] = await self._run([statement])
             return result
@@ -99,7 +100,7 @@ class Transaction:
             self._require_alive()
             if commit_within_s is not None and not self._open_savepoints:
                 return await to_the_end(self._finish(checked, commit_within_s))
-            self._require_own()
+            self._require_packets()
             if not checked:
                 return []
             if self._begun:
@@ -133,8 +134,10 @@ class Transaction:
                 return [await self._connection.execute(*statements[0])]
             return await self._connection.execute_all(statements, timeout_s)
         except BaseException as error:
-            # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (an I/O error).
-            if isinstance(error, DEADLY) or not (isinstance(error, Exception) and self._connection.in_transaction):
+            # Also dead: cancelled in mid-statement, or rolled back by SQLite itself (an I/O error). And what came after
+            # the only packet would not come next on its connection.
+            alive = isinstance(error, Exception) and self._connection.in_transaction and not self._single_packet
+            if isinstance(error, DEADLY) or not alive:
                 self.set_rollback_only(error)
             raise
 
@@ -180,7 +183,6 @@ class Transaction:
             await self._begin_now()
 
     async def _begin_now(self) -> None:
-        self._require_own()
         if not self._begun:
             self._begun = True
             await self._run([(self._engine.begin, ())])
@@ -204,7 +206,7 @@ class Transaction:
         if not self._connection.usable:
             self.set_rollback_only(ConnectionLost())
             raise ConnectionLost()
-        begin = self._beginning() if statements and not self._begun else []
+        begin = [(self._opening, ())] if statements and not self._begun else []
         commit = [(compile_statement(self.dialect.name, "COMMIT"), ())] if statements or self._begun else []
         self._begun = bool(commit)
         try:
@@ -217,9 +219,10 @@ class Transaction:
         self._ended, self.outcome = True, "committed"
         return results[len(begin) : len(results) - len(commit)]
 
-    def _beginning(self) -> list[tuple[Statement, Sequence[Value]]]:
-        undo = [(compile_statement(self.dialect.name, "ROLLBACK"), ())] if self._pipelined else []
-        return [*undo, (self._engine.begin, ())]
+    @property
+    def _opening(self) -> Statement:
+        # START TRANSACTION would commit what failed ahead on this connection.
+        return compile_statement(self.dialect.name, "ROLLBACK AND CHAIN") if self._single_packet else self._engine.begin
 
     async def rollback(self) -> None:
         """ROLLBACK where there is something to roll back; its own failure is the pool's business only."""
@@ -242,6 +245,7 @@ class Transaction:
     async def _control(self, sql: str) -> None:
         async with self._turn:
             self._require_alive()
+            self._require_packets()
             try:
                 await self._begin_now()
                 await self._connection.execute(compile_statement(self.dialect.name, sql))
@@ -249,9 +253,9 @@ class Transaction:
                 self.set_rollback_only(error)
                 raise
 
-    def _require_own(self) -> None:
-        if self._pipelined:
-            reason = "a pipelined transaction is one execute_all(…, commit_within_s=…), and nothing else"
+    def _require_packets(self) -> None:
+        if self._single_packet:
+            reason = "a transaction behind others is one execute_all(…, commit_within_s=…) and nothing else"
             raise StatementFailed(reason=reason, statement="")
 
     def _require_alive(self) -> None:
