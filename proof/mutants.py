@@ -239,8 +239,20 @@ MUTANTS = [
     Mutant(
         "an account is in two batches at a time",
         "batcher.py",
-        "others = set[AccountKey](), set(self.writing)\n",
-        "others = set[AccountKey](), set[AccountKey]()\n",
+        " or self.is_free(call, behind=behind and not call.read)\n",
+        " or True\n",
+    ),
+    Mutant(
+        "what is read is read although what comes before it is under way",
+        "batcher.py",
+        "behind=behind and not call.read)\n",
+        "behind=behind)\n",
+    ),
+    Mutant(
+        "calls that come again come in another order",
+        "batcher.py",
+        'sorted([*calls, *self.calls], key=attrgetter("number"))',
+        "[*calls, *self.calls]",
     ),
     Mutant(
         "a call that cannot be written takes its batch along",

@@ -1,6 +1,7 @@
 """Batches that are decided before anything is asked: one packet where they come true, and no harm where they do not."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daydo_db import Database
+from daydo_db import Database, Pipelined
+from daydo_db.packets import Wire
 from daydo_db.transaction import Transaction
 from daydo_kernel.testing import ManualClock
 from daydo_quota import (
@@ -171,6 +173,129 @@ async def test_drafts_that_fail_are_tried_less_and_less(ledger: Ledger, other: L
         await ledger.extend(ANN, key="task", ttl_s=1000 + number)
     assert batches(ledger)["drafted"] > before + 10
     assert batches(ledger)["overtaken"] <= 5
+
+
+# Behind one another
+
+
+@pytest.fixture
+def behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the disk is."""
+    monkeypatch.setattr(Pipelined, "pays", property(lambda line: line.possible))
+
+
+@pytest.fixture
+def under_way(behind: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many packets were under way on its connection when one was sent."""
+    ahead, exchange = list[int](), Wire._exchange
+
+    async def watched(wire: Wire, *args: Any) -> None:
+        ahead.append(len(wire._asked))
+        await exchange(wire, *args)
+
+    monkeypatch.setattr(Wire, "_exchange", watched)
+    return ahead
+
+
+@pytest.mark.dialect("mysql")
+async def test_batches_on_one_account_follow_each_other_unanswered(
+    ledger: Ledger, db: Database, under_way: list[int]
+) -> None:
+    """Each is decided on what those ahead will leave; what is there is taken once, and what is not is refused."""
+    await ledger.grant(ANN, 300, key="more")
+
+    async def task(number: int) -> int:
+        amount = 0
+        for turn in range(10):
+            try:
+                amount += (await ledger.reserve(ANN, 1, key=f"task_{number}_{turn}")).amount
+            except InsufficientQuota:
+                break
+            await ledger.confirm(ANN, key=f"task_{number}_{turn}")
+        return amount
+
+    amounts = await asyncio.gather(*(task(number) for number in range(40)))
+    assert sum(amounts) == 309
+    assert max(under_way) == 1
+    assert under_way.count(1) > 10
+    assert await ledger.balance(ANN) == Balance(spent=309)
+    await check_books(db)
+
+
+@pytest.mark.dialect("mysql")
+@pytest.mark.usefixtures("behind")
+async def test_what_was_decided_on_a_batch_that_fails_fails_with_it(
+    ledger: Ledger, other: Ledger, db: Database
+) -> None:
+    """Somebody else has taken nearly all: of what is asked at once as much is held as there is."""
+    await ledger.reserve(ANN, 1, key="mine")
+    await other.reserve(ANN, 6, key="theirs")
+    asked = [ledger.reserve(ANN, 1, key=f"task_{number}") for number in range(7)]
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(outcome).__name__ for outcome in outcomes] == ["Hold"] * 2 + ["InsufficientQuota"] * 5
+    assert batches(ledger)["overtaken"] == 2
+    assert await ledger.balance(ANN) == Balance(reserved=9)
+    await check_books(db)
+
+
+@pytest.mark.dialect("mysql")
+@pytest.mark.usefixtures("behind")
+async def test_a_lost_connection_with_batches_under_way_is_no_loss(ledger: Ledger, db: Database) -> None:
+    """Nobody knows which of them were carried out: their keys do."""
+    await ledger.grant(ANN, 5000, key="more")
+    wires, done = set[Wire](), 0
+
+    async def task(number: int) -> None:
+        nonlocal done
+        for turn in range(30):
+            await ledger.charge(ANN, 1, key=f"task_{number}_{turn}")
+            done += 1
+            if done % 100 == 0:
+                for connection in list(ledger._batcher._behind._users):  # type: ignore[union-attr]
+                    wires.add(connection._wire)  # type: ignore[attr-defined]
+                    connection._wire.abort()  # type: ignore[attr-defined]
+
+    await asyncio.gather(*(task(number) for number in range(20)))
+    assert len(wires) >= 3
+    assert await ledger.balance(ANN) == Balance(available=4409, spent=600)
+    await check_books(db)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_books_agree_whichever_way_batches_go(
+    ledger: Ledger, other: Ledger, db: Database, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Behind one another or side by side as chance will have it, with another process on the same few accounts, callers
+    that go, keys that come twice and units that do not suffice."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(Pipelined, "pays", property(lambda line: line.possible and chance.random() < 0.6))
+    accounts = [Account("acme", f"u_{number}", "credits") for number in range(4)]
+    await asyncio.gather(*(ledger.grant(account, 60, key=account.subject) for account in accounts))
+    spent = dict.fromkeys(accounts, 0)
+
+    async def task(number: int) -> None:
+        for turn in range(12):
+            who, account = chance.choice([ledger, ledger, ledger, other]), chance.choice(accounts)
+            key, amount = f"task_{number}_{turn}", chance.randint(1, 3)
+            if chance.random() < 0.2:
+                gone = asyncio.create_task(who.reserve(account, amount, key=key))
+                await asyncio.sleep(0)
+                gone.cancel()
+            try:
+                await asyncio.gather(*(who.reserve(account, amount, key=key) for _ in range(chance.choice([1, 1, 2]))))
+            except InsufficientQuota:
+                continue
+            settled = chance.randint(0, amount)
+            if settled:
+                await who.confirm(account, settled, key=key)
+            else:
+                await who.cancel(account, key=key)
+            spent[account] += settled
+
+    await asyncio.gather(*(task(number) for number in range(16)))
+    for account in accounts:
+        assert await ledger.balance(account) == Balance(available=60 - spent[account], spent=spent[account])
+    await check_books(db)
 
 
 # Time
