@@ -113,6 +113,7 @@ async def test_after_its_packet_it_is_over(db: Database, line: Pipelined) -> Non
 
 
 async def test_an_empty_one_is_nothing(db: Database, line: Pipelined) -> None:
+    """Left well or by an error, it has asked nothing and holds nothing."""
     async with db.transaction(behind=line):
         pass
     with pytest.raises(ZeroDivisionError):

@@ -27,7 +27,7 @@ class Sent(NamedTuple):
 class Telemetry:
     """Shared by all connections of one database.
 
-    ``commit_s``: how long a server took for a COMMIT lately, the way to it not counted.
+    ``commit_s``: how long the server took for a COMMIT lately, the way to it not counted; smoothed.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -36,6 +36,8 @@ class Telemetry:
         self._seconds = metrics.histogram("statement_seconds", "From sending a statement to its last row.").cell()
         kills = metrics.counter("kills_total", "Statements stopped on the server after a cancellation or timeout.")
         self._kills = kills.cell()
+        took = "What the server took for a COMMIT lately, the way to it not counted."
+        metrics.gauge("commit_seconds", took, merge="max").cell().follow(lambda: self.commit_s)
         self._listeners: list[tuple[float, Callable[[Sent], None]]] = []
         self._least_s = math.inf
         self.commit_s = 0.0
