@@ -49,7 +49,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import chain, count, islice
+from itertools import count, islice
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -184,7 +184,7 @@ class _Line:
     def take(self, most: int, *, behind: bool = False) -> _Batch:
         """A writer's next batch: its share, all of it to be drafted or all to be read."""
         enough = most * self.writers  # Beyond these a share is as large as a batch may be.
-        under_way = _accounts_in(chain.from_iterable([batch.calls for batch in self.under_way]))
+        under_way = set[AccountKey]().union(*[batch.accounts for batch in self.under_way])
         if behind:
             most, share = min(most, self._share_of_calls()), enough
         else:
@@ -192,11 +192,11 @@ class _Line:
             share = max(_LEAST_SHARE, math.ceil(len(asked | under_way) / self.writers))
         mine, others = set[AccountKey](), set[AccountKey]()
         batch, left = list[_Call](), list[_Call]()
-        while self.calls and len(batch) + len(left) < enough:
+        while self.calls and len(batch) < most and len(batch) + len(left) < enough:
             call = self.calls.popleft()
             if call.answer.done():
                 continue
-            room = len(batch) < most and (len(mine) < share or mine.issuperset(call.accounts))
+            room = len(mine) < share or mine.issuperset(call.accounts)
             alike = not batch or call.read == batch[0].read
             free = under_way.isdisjoint(call.accounts) or self.is_free(call, behind=behind and not call.read)
             if room and alike and free and others.isdisjoint(call.accounts):
