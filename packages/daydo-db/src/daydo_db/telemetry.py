@@ -12,7 +12,7 @@ from daydo_kernel import Metrics
 
 from .tx import Result, Statement, Value
 
-_SMOOTHED = 16
+_STEP = 1 / 16
 
 
 class Sent(NamedTuple):
@@ -27,7 +27,7 @@ class Sent(NamedTuple):
 class Telemetry:
     """Shared by all connections of one database.
 
-    ``commit_s``: how long the server took for a COMMIT lately, the way to it not counted; smoothed.
+    ``commit_s``: how long the server took for a COMMIT lately, in the median, the way to it not counted.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -36,7 +36,7 @@ class Telemetry:
         self._seconds = metrics.histogram("statement_seconds", "From sending a statement to its last row.").cell()
         kills = metrics.counter("kills_total", "Statements stopped on the server after a cancellation or timeout.")
         self._kills = kills.cell()
-        took = "What the server took for a COMMIT lately, the way to it not counted."
+        took = "What the server took for a COMMIT lately, in the median, the way to it not counted."
         metrics.gauge("commit_seconds", took, merge="max").cell().follow(lambda: self.commit_s)
         self._listeners: list[tuple[float, Callable[[Sent], None]]] = []
         self._least_s = math.inf
@@ -70,7 +70,12 @@ class Telemetry:
         for (statement, args), result, (began_s, end_s) in zip(statements, results, pairwise(ended_s), strict=False):
             self.done(statement, args, end_s - began_s, result)
             if statement.verb == "COMMIT":
-                self.commit_s += (end_s - began_s - self.commit_s) / _SMOOTHED
+                self._note_commit(end_s - began_s)
+
+    def _note_commit(self, seconds: float) -> None:
+        # The median, by steps: one in a hundred takes a hundred times as long, and says nothing of the next.
+        step = 1 + _STEP if seconds > self.commit_s else 1 - _STEP
+        self.commit_s = self.commit_s * step or seconds
 
     def failed(self) -> None:
         self._failed.inc()
