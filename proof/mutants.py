@@ -251,8 +251,8 @@ MUTANTS = [
     Mutant(
         "calls that come again come in another order",
         "batcher.py",
-        'sorted([*calls, *self.calls], key=attrgetter("number"))',
-        "[*calls, *self.calls]",
+        "        if late:\n",
+        "        if False:\n",
     ),
     Mutant(
         "a call that cannot be written takes its batch along",

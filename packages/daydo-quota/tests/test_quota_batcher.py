@@ -194,7 +194,7 @@ class Writers:
         self.wrong.remove(ended)
         for call in ended.calls:
             call.read = True
-        self.line.put_back(ended.calls)
+            self.line.add(call)
 
 
 @given(

@@ -45,7 +45,8 @@ class Pipelined:
     async def acquire(self) -> Connection:
         """As :meth:`Pool.acquire`, and in the order of coming."""
         async with self._entry:
-            if self._lent is None or not self._pool.is_fit(self._lent):
+            # Whoever waits for a connection must not wait for ever because this one is never given back.
+            if self._lent is None or not self._pool.is_fit(self._lent) or self._pool.waiting:
                 self._lent = await self._pool.acquire()
                 self._users[self._lent] = 0
             self._users[self._lent] += 1

@@ -13,12 +13,16 @@ decided anew.
 
 *Behind one another.* A draft is decided on what those before it will leave, and sent behind them on their connection,
 before they are answered: so the server goes from one to the next. If one fails so do those on its accounts behind it.
-Each writer takes its share of the calls.
+Each writer takes its share of the calls. One that is not answered soon, for a key that somebody is claiming or a disk
+that is stuck, is given up, for others wait along.
 
 *Side by side.* Where COMMIT takes long, batches have connections of their own, for then a server syncs their COMMITs
 together. So do those that are read. None of them is on an account that another batch has: so batches of this process
-never wait for one another's accounts, and an account's calls are decided in their order. Each writer takes its share of
-the accounts; calls on one busy account are one batch after the other.
+never wait for one another's accounts. Each writer takes its share of the accounts; calls on one busy account are one
+batch after the other.
+
+*Order.* An account's calls are decided in the order in which they came, as long as nothing fails. What is written again
+after a lost connection, a deadlock or a key that was claimed elsewhere may come behind what was asked after it.
 
 *Somebody else's lock.* A batch locks its accounts without waiting. An account that another transaction has (a caller's
 with ``tx=``, another process's) gets a *lane*, a line of its own that does wait; its calls queue there, in their order,
@@ -212,8 +216,12 @@ class _Line:
         calls = len(self.calls) + sum([len(batch.calls) for batch in self.under_way])
         return math.ceil(calls / self.writers)
 
-    def put_back(self, calls: Iterable[_Call]) -> None:
-        self.calls = deque(sorted([*calls, *self.calls], key=attrgetter("number")))
+    def add(self, call: _Call) -> None:
+        """Behind those that were asked before it; it may have been taken already, and come again."""
+        late = bool(self.calls) and call.number < self.calls[-1].number
+        self.calls.append(call)
+        if late:
+            self.calls = deque(sorted(self.calls, key=attrgetter("number")))
 
 
 class Batcher:
@@ -222,16 +230,19 @@ class Batcher:
     def __init__(
         self,
         db: Database,
+        may_draft: Callable[[Op], bool],
         decide: Decide,
         write: Write,
         spawn: Spawn,
         bounds: Bounds,
         behind: Pipelined | None,
     ) -> None:
-        """Drafts are sent ``behind`` one another there (None: never)."""
+        """``may_draft``: whether all is remembered that ``decide`` needs. Drafts are sent ``behind`` one another there
+        (None: never)."""
         self._db = db
         self._behind = behind
         self._numbers = count()
+        self._may_draft = may_draft
         self._decide = decide
         self._write = write
         self._spawn = spawn
@@ -310,7 +321,7 @@ class Batcher:
     def _append(self, line: _Line, call: _Call) -> None:
         if line.patient and call.waits_since_s == math.inf:
             call.waits_since_s = _now_s()
-        line.calls.append(call)
+        line.add(call)
         if not line.at_work or (line.at_work < line.writers and line.is_free(call, behind=self._go_behind(line))):
             line.at_work += 1
             self._spawn(self._work(line), line.name).add_done_callback(self._refuse)
@@ -378,14 +389,23 @@ class Batcher:
 
     def _put_back(self, calls: Iterable[_Call]) -> None:
         """Of the main line, to be read next; those whose account has got a lane meanwhile wait there."""
-        again = []
         for call in calls:
             call.read = True
-            if (line := self._line_of(call)) is self._main:
-                again.append(call)
+            self._append(self._line_of(call), call)
+
+    def _draftable(self, calls: Sequence[_Call], batch: _Batch) -> list[_Call]:
+        """Those of ``calls`` that need not be read; the others, and later ones on their accounts, are put back."""
+        known, unknown, left = list[_Call](), list[_Call](), set[AccountKey]()
+        for call in calls:
+            if self._may_draft(call.op) and left.isdisjoint(call.accounts):
+                known.append(call)
             else:
-                self._enter_lane(call, line)
-        self._main.put_back(again)
+                unknown.append(call)
+                left.update(call.accounts)
+        if unknown:
+            batch.accounts.difference_update(left - _accounts_in(known))
+            self._put_back(unknown)
+        return known
 
     def _enter_lane(self, call: _Call, lane: _Line) -> None:
         call.waits_since_s = _now_s()
@@ -398,14 +418,13 @@ class Batcher:
         parts = deque([batch.calls])
         while parts:
             calls = [call for call in parts.popleft() if not call.answer.done()]
+            reads = line.patient or any(call.read for call in calls)
+            calls = calls if reads else self._draftable(calls, batch)
             if not calls:
                 continue
             self._under_way.update(calls)
             try:
-                if line.patient or calls[0].read:
-                    await self._commit(calls, line)
-                else:
-                    await self._commit_draft(calls, line, self._behind if batch.behind else None)
+                await (self._commit(calls, line) if reads else self._commit_draft(calls, line, behind=batch.behind))
             except Overtaken:
                 self._put_back(calls)
             except Blocked:
@@ -442,18 +461,24 @@ class Batcher:
                 self._see_into_lanes(calls, line, written)
                 return
 
-    async def _commit_draft(self, calls: list[_Call], line: _Line, behind: Pipelined | None) -> None:
+    async def _commit_draft(self, calls: list[_Call], line: _Line, *, behind: bool) -> None:
         """Decide them without asking, and write that.
 
         Raises:
             Overtaken: that could not be, or did not come true.
         """
-        draft = self._decide([call.op for call in calls])
-        if draft is None:
-            raise Overtaken
-        patience_s, tell = self._patience_s(calls, line), partial(_tell, calls)
+        patience_s, tell = self._patience_s(calls, line, behind=behind), partial(_tell, calls)
+
+        async def write(tx: Tx) -> None:
+            # Not before there is a connection: whoever gets one first is first, and what follows is decided on that.
+            draft = self._decide([call.op for call in calls])
+            if draft is None:
+                raise Overtaken
+            await draft(tx, patience_s, tell)
+
         try:
-            await self._db.run(lambda tx: draft(tx, patience_s, tell), retries=self._bounds.retries, behind=behind)
+            others = self._behind if behind else None
+            await self._db.run(write, retries=self._bounds.retries, behind=others)
         except CommitUnknown as error:
             _doubt(calls, error, line)
             raise Overtaken from error
@@ -490,11 +515,11 @@ class Batcher:
                 call.fail(AccountBusy(unit=call.accounts[0][2], waited_s=round(waited_s, 1)))
         line.calls.extendleft(reversed(patient))
 
-    def _patience_s(self, calls: list[_Call], line: _Line) -> float:
+    def _patience_s(self, calls: list[_Call], line: _Line, *, behind: bool = False) -> float:
+        if behind or (line.patient and line.shared):  # Others wait along; whoever must wait longer does so in a lane.
+            return self._bounds.busy_timeout_s * _SHARED_PATIENCE
         if not line.patient:  # COMMIT is in it, and a disk may take its time.
             return self._bounds.busy_timeout_s
-        if line.shared:  # Others wait along; whoever must wait longer does so in a lane.
-            return self._bounds.busy_timeout_s * _SHARED_PATIENCE
         since_s = min(call.waits_since_s for call in calls)
         return max(_LEAST_S, since_s + self._bounds.busy_timeout_s - _now_s())
 

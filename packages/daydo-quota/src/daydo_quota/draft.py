@@ -118,6 +118,10 @@ class Drafts:
         until_us = min(due_us - 1, now_us + _LATEST_US)
         return Draft(ops, decided, list(accounts.values()), sheets, now_us, until_us)
 
+    def may_draft(self, op: Op) -> bool:
+        """Whether all that ``op`` needs is remembered, and believed."""
+        return self._remembered([op]) is not None
+
     def _remembered(self, ops: Sequence[Op]) -> tuple[dict[AccountKey, Sheet], list[HoldRow]] | None:
         """The sheets of all accounts, and the holds that ``ops`` are about, if nothing else is needed."""
         known, holds = dict[AccountKey, Sheet](), list[HoldRow]()

@@ -729,7 +729,7 @@ class Ledger(Part):
         )
         # What an event sink writes does not go into one packet with what it tells of.
         behind = None if self._tells else self.db.pipelined()
-        return Batcher(self.db, self._draft, self._write, self._spawn, bounds, behind)
+        return Batcher(self.db, self._drafts.may_draft, self._draft, self._write, self._spawn, bounds, behind)
 
     # One operation
 
