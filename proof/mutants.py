@@ -239,14 +239,14 @@ MUTANTS = [
     Mutant(
         "an account is in two batches at a time",
         "batcher.py",
-        " or self.is_free(call, behind=behind and not call.read)\n",
+        " or self.is_free(call, behind=behind)\n",
         " or True\n",
     ),
     Mutant(
         "what is read is read although what comes before it is under way",
         "batcher.py",
-        "behind=behind and not call.read)\n",
-        "behind=behind)\n",
+        "        behind = behind and not read\n",
+        "",
     ),
     Mutant(
         "calls that come again come in another order",

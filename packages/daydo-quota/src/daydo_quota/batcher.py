@@ -188,6 +188,8 @@ class _Line:
     def take(self, most: int, *, behind: bool = False) -> _Batch:
         """A writer's next batch: its share, all of it to be drafted or all to be read."""
         enough = most * self.writers  # Beyond these a share is as large as a batch may be.
+        read = self._reads_next(behind=behind)
+        behind = behind and not read
         under_way = set[AccountKey]().union(*[batch.accounts for batch in self.under_way])
         if behind:
             most, share = min(most, self._share_of_calls()), enough
@@ -200,17 +202,23 @@ class _Line:
             call = self.calls.popleft()
             if call.answer.done():
                 continue
-            room = len(mine) < share or mine.issuperset(call.accounts)
-            alike = not batch or call.read == batch[0].read
-            free = under_way.isdisjoint(call.accounts) or self.is_free(call, behind=behind and not call.read)
-            if room and alike and free and others.isdisjoint(call.accounts):
+            room = call.read == read and (len(mine) < share or mine.issuperset(call.accounts))
+            free = under_way.isdisjoint(call.accounts) or self.is_free(call, behind=behind)
+            if room and free and others.isdisjoint(call.accounts):
                 batch.append(call)
                 mine.update(call.accounts)
             else:
                 left.append(call)
                 others.update(call.accounts)  # What is asked about them later must not come before this.
         self.calls.extendleft(reversed(left))
-        return _Batch(batch, mine, behind and bool(batch) and not batch[0].read)
+        return _Batch(batch, mine, behind)
+
+    def _reads_next(self, *, behind: bool) -> bool:
+        """Whether the first call that can be taken is one to be read."""
+        for call in self.calls:
+            if not call.answer.done() and self.is_free(call, behind=behind and not call.read):
+                return call.read
+        return False
 
     def _share_of_calls(self) -> int:
         calls = len(self.calls) + sum([len(batch.calls) for batch in self.under_way])
