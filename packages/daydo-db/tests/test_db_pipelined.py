@@ -208,6 +208,24 @@ async def test_a_connection_that_is_old_is_not_shared_for_ever(db: Database, lin
     assert old not in db._writers._busy
 
 
+@pytest.mark.dialect("mysql")
+async def test_it_gives_way_to_those_who_wait_for_a_connection(database_url: str) -> None:
+    """However busy it is: a connection that is always shared would never be given back."""
+    async with Database(database_url, DatabaseConfig(pool_max=1, acquire_timeout_s=5)) as db:
+        line, stop = db.pipelined(), asyncio.Event()
+
+        async def keep_busy() -> None:
+            while not stop.is_set():
+                await db.run(lambda tx: tx.execute_all([("SELECT SLEEP(0.01)", ())], commit_within_s=5), behind=line)
+
+        busy = [asyncio.create_task(keep_busy()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        for _ in range(5):
+            assert (await db.query("SELECT 1")).rows == [(1,)]
+        stop.set()
+        await asyncio.gather(*busy)
+
+
 async def test_without_pipelining_each_has_a_connection_to_itself(database_url: str) -> None:
     """For a proxy that cannot; the promises are the same."""
     async with Database(database_url, DatabaseConfig(pipelining=False)) as db:

@@ -228,7 +228,7 @@ def test_calls_on_an_account_are_taken_in_their_order_whatever_becomes_of_batche
             keys = [int(call.op.key) for call in at_work.order if account_key(number) in call.accounts]
             assert keys == [at for at, numbers in enumerate(asked) if number in numbers and at not in gone]
 
-    with patch("daydo_quota.batcher._LEAST_SHARE", 1):
+    with patch("daydo_quota.batcher._LEAST_SHARE", 1), patch("daydo_quota.batcher._LEAST_CALLS", 1):
         asyncio.run(work_off())
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daydo_db import Database, Pipelined
+from daydo_db import Database, DatabaseConfig, Pipelined, migrate
 from daydo_db.packets import Wire
 from daydo_db.transaction import Transaction
 from daydo_kernel.testing import ManualClock
@@ -22,6 +22,7 @@ from daydo_quota import (
     KeyConflict,
     Ledger,
     LedgerConfig,
+    batcher,
     draft,
 )
 from daydo_quota.testing import check_books
@@ -185,6 +186,12 @@ def behind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few calls are several batches."""
+    monkeypatch.setattr(batcher, "_LEAST_CALLS", 1)
+
+
+@pytest.fixture
 def under_way(behind: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many packets were under way on its connection when one was sent."""
     ahead, exchange = list[int](), Wire._exchange
@@ -223,7 +230,7 @@ async def test_batches_on_one_account_follow_each_other_unanswered(
 
 
 @pytest.mark.dialect("mysql")
-@pytest.mark.usefixtures("behind")
+@pytest.mark.usefixtures("behind", "small")
 async def test_what_was_decided_on_a_batch_that_fails_fails_with_it(
     ledger: Ledger, other: Ledger, db: Database
 ) -> None:
@@ -239,7 +246,7 @@ async def test_what_was_decided_on_a_batch_that_fails_fails_with_it(
 
 
 @pytest.mark.dialect("mysql")
-@pytest.mark.usefixtures("behind")
+@pytest.mark.usefixtures("behind", "small")
 async def test_a_lost_connection_with_batches_under_way_is_no_loss(ledger: Ledger, db: Database) -> None:
     """Nobody knows which of them were carried out: their keys do."""
     await ledger.grant(ANN, 5000, key="more")
@@ -261,7 +268,49 @@ async def test_a_lost_connection_with_batches_under_way_is_no_loss(ledger: Ledge
     await check_books(db)
 
 
+@pytest.mark.dialect("mysql")
+@pytest.mark.usefixtures("behind", "small")
+async def test_what_waits_for_a_connection_is_decided_when_it_has_one(database_url: str) -> None:
+    """Two batches wait; the first fails, for the sake of a repeat. What it would have made is made once, and there."""
+    async with Database(database_url, DatabaseConfig(pool_max=1)) as db:
+        await migrate(db, "daydo_quota")
+        async with Ledger(db, CONFIG, clock=ManualClock()) as ledger:
+            await ledger.grant(ANN, 100, key="order")
+            await ledger.charge(ANN, 1, key="done")
+            async with db.transaction() as tx:  # has the only connection
+                await tx.execute("SELECT 1")
+                calls = [ledger.grant(ANN, 50, key="topup"), ledger.charge(ANN, 1, key="done")]
+                calls += [ledger.charge(ANN, 1, key="a"), ledger.charge(ANN, 1, key="b")]
+                waiting = [asyncio.create_task(call) for call in calls]
+                await asyncio.sleep(0.01)
+            created = [(await task).created for task in waiting]
+            assert created == [True, False, True, True]
+            assert await ledger.balance(ANN) == Balance(available=147, spent=3)
+            assert (await ledger.charge(ANN, 147, key="all")).created
+        await check_books(db)
+
+
+@pytest.mark.dialect("mysql")
+@pytest.mark.usefixtures("behind", "small")
+async def test_who_waits_for_a_key_does_not_make_the_others_wait_as_long(ledger: Ledger, db: Database) -> None:
+    """A caller's transaction has claimed it: those behind are answered while it is waited for in a lane."""
+    others = [Account("acme", f"u_{number}", "credits") for number in range(4)]
+    for account in others:
+        await ledger.grant(account, 5, key=account.subject)
+    async with db.transaction() as tx:
+        await ledger.charge(BEN, 1, key="taken", tx=tx)
+        stuck = asyncio.create_task(ledger.charge(ANN, 1, key="taken"))
+        await asyncio.sleep(0.01)
+        outside = [asyncio.create_task(ledger.charge(account, 1, key=account.subject + "_")) for account in others]
+        assert [charge.created for charge in await asyncio.gather(*outside)] == [True] * 4
+        assert not stuck.done()
+    with pytest.raises(KeyConflict):
+        await stuck
+    await check_books(db)
+
+
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.usefixtures("small")
 async def test_the_books_agree_whichever_way_batches_go(
     ledger: Ledger, other: Ledger, db: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -80,8 +80,9 @@ from .rows import AccountKey, Outcome
 _EVERYBODYS = (ConnectionLost, Deadlock, LockTimeout, PoolTimeout, StorageFull)
 
 
-# Two batches of so few accounts cost more than one.
+# Two batches of so few accounts, or calls, cost more than one.
 _LEAST_SHARE = 8
+_LEAST_CALLS = 16
 # Whose time is over when its turn comes still gets an account that is free by then.
 _LEAST_S = 0.05
 _SHARED_PATIENCE = 0.25
@@ -139,15 +140,15 @@ class Bounds(NamedTuple):
 
 
 class _Call:
-    """An operation, and the caller who waits for its answer. ``number`` is its place among all; ``read``: it cannot be
-    drafted."""
+    """An operation, and the caller who waits for its answer. ``number`` is its place among all; ``read``: it is not to
+    be drafted."""
 
     __slots__ = ("accounts", "answer", "in_doubt", "number", "op", "read", "waits_since_s")
 
-    def __init__(self, op: Op, number: int) -> None:
+    def __init__(self, op: Op, number: int, *, read: bool = False) -> None:
         self.op = op
         self.number = number
-        self.read = False
+        self.read = read
         self.accounts = accounts_of(op)
         self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.in_doubt = False  # It may have been committed.
@@ -192,7 +193,7 @@ class _Line:
         behind = behind and not read
         under_way = set[AccountKey]().union(*[batch.accounts for batch in self.under_way])
         if behind:
-            most, share = min(most, self._share_of_calls()), enough
+            most, share = min(most, max(_LEAST_CALLS, self._share_of_calls())), enough
         else:
             asked = _accounts_in(islice(self.calls, enough))
             share = max(_LEAST_SHARE, math.ceil(len(asked | under_way) / self.writers))
@@ -280,7 +281,8 @@ class Batcher:
             raise LedgerLeft()
         if len(self._calls) >= self._bounds.queue:
             raise QueueFull(size=self._bounds.queue)
-        call = _Call(op, next(self._numbers))
+        # Those that must be read do not take others along.
+        call = _Call(op, next(self._numbers), read=not self._may_draft(op))
         self._calls.add(call)
         self._idle.clear()
         try:
@@ -401,20 +403,6 @@ class Batcher:
             call.read = True
             self._append(self._line_of(call), call)
 
-    def _draftable(self, calls: Sequence[_Call], batch: _Batch) -> list[_Call]:
-        """Those of ``calls`` that need not be read; the others, and later ones on their accounts, are put back."""
-        known, unknown, left = list[_Call](), list[_Call](), set[AccountKey]()
-        for call in calls:
-            if self._may_draft(call.op) and left.isdisjoint(call.accounts):
-                known.append(call)
-            else:
-                unknown.append(call)
-                left.update(call.accounts)
-        if unknown:
-            batch.accounts.difference_update(left - _accounts_in(known))
-            self._put_back(unknown)
-        return known
-
     def _enter_lane(self, call: _Call, lane: _Line) -> None:
         call.waits_since_s = _now_s()
         self._append(lane, call)
@@ -427,7 +415,6 @@ class Batcher:
         while parts:
             calls = [call for call in parts.popleft() if not call.answer.done()]
             reads = line.patient or any(call.read for call in calls)
-            calls = calls if reads else self._draftable(calls, batch)
             if not calls:
                 continue
             self._under_way.update(calls)
