@@ -194,7 +194,7 @@ class Writers:
         self.wrong.remove(ended)
         for call in ended.calls:
             call.read = True
-            self.line.add(call)
+        self.line.add(*ended.calls)
 
 
 @given(

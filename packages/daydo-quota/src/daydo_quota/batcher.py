@@ -189,7 +189,7 @@ class _Line:
     def take(self, most: int, *, behind: bool = False) -> _Batch:
         """A writer's next batch: its share, all of it to be drafted or all to be read."""
         enough = most * self.writers  # Beyond these a share is as large as a batch may be.
-        read = self._reads_next(behind=behind)
+        read = self._reads_next(enough, behind=behind)
         behind = behind and not read
         under_way = set[AccountKey]().union(*[batch.accounts for batch in self.under_way])
         if behind:
@@ -214,9 +214,9 @@ class _Line:
         self.calls.extendleft(reversed(left))
         return _Batch(batch, mine, behind)
 
-    def _reads_next(self, *, behind: bool) -> bool:
+    def _reads_next(self, enough: int, *, behind: bool) -> bool:
         """Whether the first call that can be taken is one to be read."""
-        for call in self.calls:
+        for call in islice(self.calls, enough):
             if not call.answer.done() and self.is_free(call, behind=behind and not call.read):
                 return call.read
         return False
@@ -225,10 +225,10 @@ class _Line:
         calls = len(self.calls) + sum([len(batch.calls) for batch in self.under_way])
         return math.ceil(calls / self.writers)
 
-    def add(self, call: _Call) -> None:
-        """Behind those that were asked before it; it may have been taken already, and come again."""
-        late = bool(self.calls) and call.number < self.calls[-1].number
-        self.calls.append(call)
+    def add(self, *calls: _Call) -> None:
+        """Behind those that were asked before; they may have been taken already, and come again."""
+        late = bool(self.calls) and calls[0].number < self.calls[-1].number
+        self.calls.extend(calls)
         if late:
             self.calls = deque(sorted(self.calls, key=attrgetter("number")))
 
@@ -399,9 +399,15 @@ class Batcher:
 
     def _put_back(self, calls: Iterable[_Call]) -> None:
         """Of the main line, to be read next; those whose account has got a lane meanwhile wait there."""
+        again = []
         for call in calls:
             call.read = True
-            self._append(self._line_of(call), call)
+            if (line := self._line_of(call)) is self._main:
+                again.append(call)
+            else:
+                self._enter_lane(call, line)
+        if again:
+            self._main.add(*again)
 
     def _enter_lane(self, call: _Call, lane: _Line) -> None:
         call.waits_since_s = _now_s()
