@@ -173,6 +173,7 @@ class Writers:
         assert len(batch.calls) <= most
         assert batch.calls or under_way or not line.calls, "whom nobody works for would wait for ever"
         assert len({call.read for call in batch.calls}) < 2
+        assert not (batch.behind and any(call.read for call in batch.calls))
         for other in under_way:
             assert (batch.behind and other.behind) or batch.accounts.isdisjoint(other.accounts)
         if not batch.calls:
