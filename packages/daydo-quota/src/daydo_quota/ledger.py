@@ -67,8 +67,8 @@ class LedgerConfig(Config, frozen=True, kw_only=True):
         batch_max: calls of its own transaction that are written together, at most.
         queue_max: calls that may wait to be written, those being written included; beyond that they raise
             :class:`QueueFull`.
-        flushers: batches written at a time, of different accounts, so that one is decided here while the server carries
-            out another; one on SQLite, which has one writer.
+        flushers: batches written at a time, so that one is decided here while the server carries out another; one on
+            SQLite, which has one writer.
         busy_timeout_s: a call waits this long for an account that another transaction has, then :class:`AccountBusy`;
             the database's ``lock_timeout_s`` where that is shorter.
         busy_accounts: accounts that are waited for at a time, each with a connection; more of them wait their turn.

@@ -95,7 +95,7 @@ class Memory:
         return self._sheets.get(owner)
 
     def learn(self, sheets: Mapping[int, Sheet], written: Plan) -> None:
-        """``written`` is committed, and was decided on ``sheets``, by account id."""
+        """``written`` is committed, or sent to be, and was decided on ``sheets``, by account id."""
         for grant in chain(written.new_grants, written.grants):
             if (sheet := sheets.get(grant.account_id)) is not None:
                 sheet.note_grant(grant)
